@@ -1,0 +1,38 @@
+"""Every error that a user, a file or a client can cause.
+
+    PacelineError
+    ├── CheckpointError (ValueError)    a model file is missing, damaged or of another kind
+    │   └── PairMismatchError           the drafter does not belong to the target
+    ├── ConfigError (ValueError)        a setting is out of range
+    ├── PromptError (ValueError)        the prompt is empty, too long or not valid text
+    ├── MissingDependencyError (ImportError)   an extra is not installed
+    └── CacheError (ValueError)         a KV cache cannot do what was asked
+"""
+
+
+class PacelineError(Exception):
+    """Base of all errors that Paceline raises on purpose."""
+
+
+class CheckpointError(PacelineError, ValueError):
+    """A checkpoint file is missing, damaged, or not what was expected."""
+
+
+class PairMismatchError(CheckpointError):
+    """The drafter was made for another target."""
+
+
+class ConfigError(PacelineError, ValueError):
+    """A setting is out of its range or contradicts another one."""
+
+
+class PromptError(PacelineError, ValueError):
+    """The prompt cannot be used: empty, too long, or with forbidden tokens."""
+
+
+class CacheError(PacelineError, ValueError):
+    """A KV cache was asked for positions that it does not hold."""
+
+
+class MissingDependencyError(PacelineError, ImportError):
+    """An optional package is needed; the message names the install line."""

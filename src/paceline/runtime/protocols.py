@@ -1,0 +1,120 @@
+"""What the engine needs of a runtime: a target, a drafter, and KV caches.
+
+The engine sees these protocols and NumPy arrays, never a tensor library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.config import DrafterConfig, TargetConfig
+from paceline.sampling import DrawRule
+
+Hidden = Any
+"""One final-normed hidden row, opaque to the engine, handed from target to drafter."""
+
+
+class KVCache(Protocol):
+    """Keys and values of one sequence."""
+
+    @property
+    def length(self) -> int:
+        """Number of positions held."""
+
+    @property
+    def max_length(self) -> int:
+        """Largest `length` that this cache may reach."""
+
+    @property
+    def shortest_truncation(self) -> int:
+        """Smallest length > 0 that `truncate` accepts: sliding layers have forgotten the rest."""
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes allocated now."""
+
+    def truncate(self, length: int) -> None:
+        """Forget the positions from `length` on. 0 empties the cache.
+
+        Raises:
+            CacheError: `length` is larger than now, or below `shortest_truncation`.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """One sequence's share of a pass: tokens at positions `cache.length`, +1, ...
+
+    Args:
+        token_ids: the tokens to feed, at least one.
+        num_outputs: logits and hidden states are wanted for this many last rows.
+    """
+
+    cache: KVCache
+    token_ids: Sequence[int]
+    num_outputs: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassOutput:
+    """Result for one `Rows`."""
+
+    logits: NDArray[np.float32]  # [num_outputs, V]
+    hidden: Sequence[Hidden]  # num_outputs rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRule:
+    """When to stop drafting early: at the first token whose confidence is below the bound of its
+    step (steps past the end of the tuple have no bound), or that ends the turn."""
+
+    min_confidences: tuple[float, ...] = ()
+    end_token_ids: frozenset[int] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftRequest:
+    """Ask for a draft that continues `last_token`, which sits at position `cache.length`."""
+
+    last_token: int
+    hidden: Hidden
+    cache: KVCache
+    max_draft_tokens: int
+    draw: DrawRule
+    stop: StopRule = field(default_factory=StopRule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """Proposed tokens; `confidences` are top-2 margins of the drafter's noised scores."""
+
+    tokens: tuple[int, ...]
+    confidences: tuple[float, ...]
+
+
+class Target(Protocol):
+    @property
+    def config(self) -> TargetConfig: ...
+
+    def new_cache(self, max_length: int, max_draft_tokens: int) -> KVCache:
+        """An empty cache whose rings survive the rejection of `max_draft_tokens` tokens."""
+
+    def forward(self, rows: Sequence[Rows]) -> list[PassOutput]:
+        """One pass. Appends the keys and values of all rows; a row's bits depend on its own
+        tokens and cache only (contract C1)."""
+
+
+class Drafter(Protocol):
+    @property
+    def config(self) -> DrafterConfig: ...
+
+    @property
+    def max_draft_tokens(self) -> int:
+        """Longest draft that this drafter may be asked for."""
+
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]: ...
