@@ -1,0 +1,161 @@
+"""The torch target: passes over rows of several sequences, in tiles of a fixed number of rows.
+
+PyTorch's matrix products round differently for one row than for several, but for one shape a
+row's bits depend neither on its place nor on its neighbours (docs/decisions/0001-row-tiles.md,
+tests/test_row_invariance.py). So every pass runs in tiles of `TILE` rows, the last one padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paceline.config import LayerSpec, TargetConfig, check_range
+from paceline.runtime.protocols import KVCache, PassOutput, Rows
+from paceline.runtime.torch.cache import TorchKVCache
+from paceline.runtime.torch.cached import attend_cached
+from paceline.runtime.torch.models import TargetModel
+
+TILE = 8
+
+
+@dataclass
+class Span:
+    """Consecutive rows of one sequence inside a tile, at `offset`, +1, ... of the tile."""
+
+    cache: TorchKVCache
+    token_ids: Sequence[int]
+    num_outputs: int
+    source: int  # index of the `Rows` it came from
+    start: int  # position of its first row
+    offset: int
+
+
+class TorchTarget:
+    """Runs a `TargetModel` for inference (protocol `runtime.protocols.Target`)."""
+
+    def __init__(self, model: TargetModel) -> None:
+        self.model = model.eval()
+        self.dtype = model.embed_tokens.weight.dtype
+
+    @property
+    def config(self) -> TargetConfig:
+        return self.model.config
+
+    def new_cache(self, max_length: int, max_draft_tokens: int) -> TorchKVCache:
+        check_range("max_length", max_length, 1, self.config.context_length)
+        check_range("max_draft_tokens", max_draft_tokens, 0, self.config.context_length)
+        slack = max(max_draft_tokens + 1, TILE)
+        return TorchKVCache(self.config, max_length=max_length, slack=slack, dtype=self.dtype)
+
+    @torch.inference_mode()
+    def forward(self, rows: Sequence[Rows]) -> list[PassOutput]:
+        """One pass over the rows of one or more sequences.
+
+        Raises:
+            CacheError: a sequence would outgrow its cache. No cache has changed then.
+        """
+        for share in rows:
+            assert share.token_ids
+            assert 0 <= share.num_outputs <= len(share.token_ids)
+            _as_torch(share.cache).reserve(len(share.token_ids))
+        parts: list[list[Tensor]] = [[] for _ in rows]
+        for tile in pack_tiles(rows):
+            hidden = self._run_tile(tile)
+            for span in tile:
+                span.cache.advance(len(span.token_ids))
+                if span.num_outputs:
+                    end = span.offset + len(span.token_ids)
+                    assert hidden is not None
+                    parts[span.source].append(hidden[end - span.num_outputs : end])
+        return [self._output(part) for part in parts]
+
+    def _run_tile(self, tile: list[Span]) -> Tensor | None:
+        """Final-normed hidden rows [TILE, D], or None where no row's output is wanted: then the
+        layers that own no KV are skipped, for they would leave nothing behind."""
+        token_ids = torch.full((TILE,), self.config.pad_token_id)
+        positions = torch.zeros(TILE, dtype=torch.int64)
+        for span in tile:
+            rows = slice(span.offset, span.offset + len(span.token_ids))
+            token_ids[rows] = torch.tensor(span.token_ids)
+            positions[rows] = torch.arange(span.start, span.start + len(span.token_ids))
+        wanted = any(span.num_outputs for span in tile)
+        num_layers = None if wanted else self.config.first_shared_layer
+        attend = TileAttention(tile)
+        x = self.model.run_layers(token_ids, positions, attend, num_layers)
+        return self.model.norm(x) if wanted else None
+
+    def _output(self, parts: list[Tensor]) -> PassOutput:
+        if not parts:
+            empty = np.empty((0, self.config.vocab_size), dtype=np.float32)
+            return PassOutput(logits=empty, hidden=())
+        hidden = torch.cat(parts)
+        logits = torch.cat([self._tiled_logits(tile) for tile in hidden.split(TILE)])
+        return PassOutput(logits=logits.float().numpy(), hidden=hidden.unbind())
+
+    def _tiled_logits(self, hidden: Tensor) -> Tensor:
+        padded = hidden.new_zeros((TILE, hidden.shape[1]))
+        padded[: len(hidden)] = hidden
+        return self.model.logits(padded)[: len(hidden)]
+
+
+class TileAttention:
+    """Stores a tile's keys and values, then lets each sequence's rows read their own cache."""
+
+    def __init__(self, tile: list[Span]) -> None:
+        self.tile = tile
+
+    def __call__(
+        self, spec: LayerSpec, query: Tensor, key: Tensor | None, value: Tensor | None
+    ) -> Tensor:
+        out = torch.zeros_like(query)
+        for span in self.tile:
+            count = len(span.token_ids)
+            rows = slice(span.offset, span.offset + count)
+            assert spec.kv_layer is not None
+            store = span.cache.layers[spec.kv_layer]
+            if key is not None and value is not None:
+                store.write(span.start, key[rows], value[rows])
+            padded = torch.zeros_like(query)
+            padded[:count] = query[rows]
+            positions = torch.full((TILE,), span.start)
+            positions[:count] += torch.arange(count)
+            last_key = span.start + count - 1
+            out[rows] = attend_cached(padded, store, positions, last_key, spec.window)[:count]
+        return out
+
+
+def pack_tiles(rows: Sequence[Rows]) -> list[list[Span]]:
+    """Cut every sequence's rows into spans and fill tiles with them, in order."""
+    tiles: list[list[Span]] = [[]]
+    used = 0
+    for source, share in enumerate(rows):
+        cache = _as_torch(share.cache)
+        begin, count = 0, len(share.token_ids)
+        while begin < count:
+            if used == TILE:
+                tiles.append([])
+                used = 0
+            end = min(count, begin + TILE - used)
+            tiles[-1].append(
+                Span(
+                    cache=cache,
+                    token_ids=share.token_ids[begin:end],
+                    num_outputs=max(0, min(end - begin, end - (count - share.num_outputs))),
+                    source=source,
+                    start=cache.length + begin,
+                    offset=used,
+                )
+            )
+            used += end - begin
+            begin = end
+    return tiles
+
+
+def _as_torch(cache: KVCache) -> TorchKVCache:
+    assert isinstance(cache, TorchKVCache)
+    return cache
