@@ -1,0 +1,338 @@
+"""The text of an answer, piece by piece, out of its token ids.
+
+Separates reasoning and tool calls from the text, cuts at stop strings, and lets nothing out that
+a later token could still change: no half of a character, no beginning of a stop string. What it
+gives does not depend on how the tokens were grouped into rounds. Knows no model.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal, Protocol
+
+from paceline.chat import THOUGHT, MalformedCallError, ToolCall, parse_call
+from paceline.errors import ConfigError
+from paceline.tokenizer import Tokenizer
+
+DeltaKind = Literal["text", "reasoning", "tool_call"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta:
+    """A piece of the answer that no later token changes.
+
+    Args:
+        kind: the answer's text, reasoning, or one whole tool call.
+        text: what to show; of a tool call its own notation.
+        drafted: the drafter had foreseen the token that completed this text (of a tool call: all
+            of its tokens).
+        tool_call: the call, where `kind` is "tool_call".
+    """
+
+    kind: DeltaKind
+    text: str
+    drafted: bool
+    tool_call: ToolCall | None = None
+
+
+class OutputText:
+    """Turns the tokens of one answer into deltas.
+
+    Stop strings are looked for in the text only, and in each stretch of it by itself: reasoning
+    and tool calls neither hold one nor join two halves of one. Of several stop strings the first
+    to be complete cuts, of those that end together the longest.
+
+    Args:
+        stop: strings that end the text and are not part of it.
+        raw: plain text, without reasoning or tool calls; control tokens give nothing.
+        in_reasoning: the prompt has opened a thought already, see `chat.reasoning_is_open`.
+
+    Raises:
+        ConfigError: a stop string is empty or no text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        stop: Sequence[str] = (),
+        raw: bool = False,
+        in_reasoning: bool = False,
+    ) -> None:
+        self.tool_calls: list[ToolCall] = []
+        self._tokenizer = tokenizer
+        self._raw = raw
+        self._stops = _StopStrings(stop)
+        self._section: _Section = _Thought("") if in_reasoning else _Text(self._stops)
+        self._drafted = False
+        self._finished = False
+        self._shown: dict[DeltaKind, list[str]] = {"text": [], "reasoning": [], "tool_call": []}
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string has ended the text."""
+        return self._stops.stopped
+
+    @property
+    def text(self) -> str:
+        """The text so far, without reasoning and tool calls."""
+        return "".join(self._shown["text"])
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._shown["reasoning"])
+
+    @property
+    def num_tool_calls(self) -> int:
+        return len(self.tool_calls)
+
+    def push(self, token_id: int, *, drafted: bool) -> list[Delta]:
+        """Take the next token; after a stop string or `finish` it is ignored.
+
+        Returns:
+            what became certain by it, in order: often one delta or none.
+        """
+        if self.stopped or self._finished:
+            return []
+        self._drafted = drafted
+        return self._shown_now(self._take(token_id))
+
+    def finish(self) -> list[Delta]:
+        """End the answer: what was held back comes out, unless a stop string has cut it off."""
+        if self.stopped or self._finished:
+            return []
+        self._finished = True
+        return self._shown_now(self._close())
+
+    def _shown_now(self, deltas: list[Delta]) -> list[Delta]:
+        for delta in deltas:
+            self._shown[delta.kind].append(delta.text)
+        return deltas
+
+    def _take(self, token_id: int) -> list[Delta]:
+        control, section = self._tokenizer.control, self._section
+        data = self._tokenizer.token_bytes(token_id)
+        if self._raw:
+            return section.push(data, self._drafted)
+        if token_id == control.tool_call_start:
+            return [*self._enter(_Call()), *self._take_call_token(token_id)]
+        if token_id == control.channel_start:
+            return self._enter(_Thought(THOUGHT))
+        if token_id == control.channel_end and isinstance(section, _Thought):
+            return self._enter(_Text(self._stops))
+        if isinstance(section, _Call):
+            return self._take_call_token(token_id)
+        return section.push(data, self._drafted)
+
+    def _enter(self, section: _Section) -> list[Delta]:
+        deltas = self._close()
+        self._section = section
+        return deltas
+
+    def _close(self) -> list[Delta]:
+        deltas = self._spelled(self._section) if isinstance(self._section, _Call) else []
+        return deltas + self._section.finish()
+
+    def _take_call_token(self, token_id: int) -> list[Delta]:
+        call = self._section
+        assert isinstance(call, _Call)
+        call.tokens.append((token_id, self._drafted))
+        if token_id != self._tokenizer.control.tool_call_end:
+            return []
+        token_ids = [token_id for token_id, _ in call.tokens[1:-1]]
+        try:
+            tool_call = parse_call(token_ids, self._tokenizer)
+        except MalformedCallError:
+            return self._spelled(call)
+        self._section = _Text(self._stops)
+        self.tool_calls.append(tool_call)
+        return [
+            Delta(
+                kind="tool_call",
+                text=b"".join(map(self._spelling, token_ids)).decode(errors="replace"),
+                drafted=all(drafted for _, drafted in call.tokens),
+                tool_call=tool_call,
+            )
+        ]
+
+    def _spelled(self, call: _Call) -> list[Delta]:
+        """What is no call becomes text, its control tokens spelled out: nothing is lost."""
+        self._section = text = _Text(self._stops)
+        deltas = [text.push(self._spelling(token), drafted) for token, drafted in call.tokens]
+        return [delta for some in deltas for delta in some]
+
+    def _spelling(self, token_id: int) -> bytes:
+        if token_id in self._tokenizer.control_ids:
+            return self._tokenizer.token_text(token_id).encode()
+        return self._tokenizer.token_bytes(token_id)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Text that one token made certain."""
+
+    text: str
+    drafted: bool
+
+
+class _Section(Protocol):
+    """A stretch of the answer of one kind."""
+
+    def push(self, data: bytes, drafted: bool) -> list[Delta]: ...
+
+    def finish(self) -> list[Delta]:
+        """What is still held back."""
+
+
+class _Text:
+    def __init__(self, stops: _StopStrings) -> None:
+        self._decoder = _utf8_decoder()
+        self._stops = stops
+        self._drafted = False
+
+    def push(self, data: bytes, drafted: bool) -> list[Delta]:
+        self._drafted = drafted
+        return _deltas("text", self._stops.push(self._decoder.decode(data), drafted))
+
+    def finish(self) -> list[Delta]:
+        rest = self._stops.push(self._decoder.decode(b"", final=True), self._drafted)
+        return _deltas("text", rest + self._stops.release())
+
+
+class _Thought:
+    """A channel, without the label that opens it; one with another label is kept whole."""
+
+    def __init__(self, label: str) -> None:
+        self._decoder = _utf8_decoder()
+        self._label = label
+        self._held: list[_Piece] = []
+        self._drafted = False
+
+    def push(self, data: bytes, drafted: bool) -> list[Delta]:
+        self._drafted = drafted
+        self._held.append(_Piece(self._decoder.decode(data), drafted))
+        begun = "".join(piece.text for piece in self._held)
+        if begun != self._label and self._label.startswith(begun):
+            return []
+        return self._release(begun)
+
+    def finish(self) -> list[Delta]:
+        self._held.append(_Piece(self._decoder.decode(b"", final=True), self._drafted))
+        begun = "".join(piece.text for piece in self._held)
+        if begun == self._label.rstrip():
+            self._label = begun
+        return self._release(begun)
+
+    def _release(self, begun: str) -> list[Delta]:
+        label = len(self._label) if begun.startswith(self._label) else 0
+        _, pieces = _split(self._held, label)
+        self._label, self._held = "", []
+        return _deltas("reasoning", pieces)
+
+
+class _Call:
+    """The tokens of a tool call, its borders included; they count only once it is whole."""
+
+    def __init__(self) -> None:
+        self.tokens: list[tuple[int, bool]] = []
+
+    def push(self, data: bytes, drafted: bool) -> list[Delta]:
+        raise AssertionError("a call takes tokens, not bytes")
+
+    def finish(self) -> list[Delta]:
+        raise AssertionError("a call is parsed or spelled")
+
+
+class _StopStrings:
+    """Holds back the longest end of the text that may be the start of a stop string.
+
+    Raises:
+        ConfigError: a stop string is empty or no text.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.stopped = False
+        self._matchers = [_Matcher(text) for text in _checked(texts)]
+        self._held: list[_Piece] = []
+
+    def push(self, text: str, drafted: bool) -> list[_Piece]:
+        """The pieces that no stop string can reach any more."""
+        if self.stopped:
+            return []
+        self._held.append(_Piece(text, drafted))
+        end = sum(len(piece.text) for piece in self._held) - len(text)
+        for character in text if self._matchers else "":
+            end += 1
+            found = [len(m.text) for m in self._matchers if m.advance(character)]
+            if found:
+                self.stopped = True
+                return _split(self._held, end - max(found))[0]
+        length = sum(len(piece.text) for piece in self._held)
+        undecided = max((matcher.matched for matcher in self._matchers), default=0)
+        free, self._held = _split(self._held, length - undecided)
+        return free
+
+    def release(self) -> list[_Piece]:
+        """All that is held: the stretch of text ends, and with it every half stop string."""
+        held, self._held = self._held, []
+        for matcher in self._matchers:
+            matcher.matched = 0
+        return [] if self.stopped else held
+
+
+class _Matcher:
+    """Follows one string through a text, by Knuth, Morris and Pratt: constant work a character.
+
+    `matched` characters of the string are the end of the text so far, as many as can be.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.matched = 0
+        self._shorter = [0]  # the next longest match that ends at the same character
+        for character in text[1:]:
+            shorter = self._shorter[-1]
+            while shorter and text[shorter] != character:
+                shorter = self._shorter[shorter - 1]
+            self._shorter.append(shorter + (text[shorter] == character))
+
+    def advance(self, character: str) -> bool:
+        """True when the text now ends with the whole string."""
+        while self.matched and self.text[self.matched] != character:
+            self.matched = self._shorter[self.matched - 1]
+        self.matched += self.text[self.matched] == character
+        return self.matched == len(self.text)
+
+
+def _checked(texts: Sequence[str]) -> Sequence[str]:
+    if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
+        raise ConfigError(
+            f"stop={texts!r} cannot be used: expected a list of texts, none of them empty."
+        )
+    return texts
+
+
+def _utf8_decoder() -> codecs.IncrementalDecoder:
+    return codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+
+def _split(pieces: Sequence[_Piece], at: int) -> tuple[list[_Piece], list[_Piece]]:
+    """The first `at` characters and the rest."""
+    before, after = list[_Piece](), list[_Piece]()
+    for piece in pieces:
+        before.append(_Piece(piece.text[:at], piece.drafted))
+        after.append(_Piece(piece.text[at:], piece.drafted))
+        at = max(0, at - len(piece.text))
+    return before, [piece for piece in after if piece.text]
+
+
+def _deltas(kind: DeltaKind, pieces: Sequence[_Piece]) -> list[Delta]:
+    """One delta for each run of pieces with the same flag; none for no text."""
+    return [
+        Delta(kind=kind, text=text, drafted=drafted)
+        for drafted, run in groupby(pieces, key=lambda piece: piece.drafted)
+        if (text := "".join(piece.text for piece in run))
+    ]
