@@ -1,0 +1,132 @@
+"""The weights of one opened model, handed out in slices that were checked on the way.
+
+No slice with a NaN, an infinity or a value beyond bfloat16's range leaves this module, and no
+token ordering that is not a permutation. Knows no tensor library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.checkpoint.names import OUTPUT_HEAD, NameTable, TensorSpec, check_tensors
+from paceline.checkpoint.safetensors_file import TensorFiles
+from paceline.errors import CheckpointError
+
+SLICE = 1 << 20  # elements; bounds the memory that loading takes beyond the weights
+LARGEST_BFLOAT16 = 3.3895313892515355e38
+BFLOAT16_EXPONENT = 0x7F80
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """One tensor of a model, still in its file.
+
+    Args:
+        spec: its name in Paceline's modules, its shape and kind.
+        where: its name in the file and the file, for messages.
+        dtype: the safetensors name of its type.
+        data: a view of the file; bfloat16 as uint16 bits.
+    """
+
+    spec: TensorSpec
+    where: str
+    dtype: str
+    data: NDArray[Any]
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self.data.nbytes)
+
+    def slices(self) -> Iterator[tuple[int, NDArray[Any]]]:
+        """(first element, up to SLICE elements) in order, flat, each checked.
+
+        Raises:
+            CheckpointError: a value is not finite, or a token ordering names a token twice.
+        """
+        if self.spec.kind == "token_ordering":
+            self._check_permutation()
+        flat = self.data.reshape(-1)
+        for start in range(0, flat.size, SLICE):
+            piece = flat[start : start + SLICE]
+            if self.spec.kind == "weight" and not all_usable(piece, self.dtype):
+                raise CheckpointError(
+                    f"{self.where} holds a NaN, an infinite or an absurdly large value: the file "
+                    "is damaged or its training failed. Download it again."
+                )
+            yield start, piece
+
+    def _check_permutation(self) -> None:
+        size = self.data.size
+        in_range = bool(size) and 0 <= int(self.data.min()) <= int(self.data.max()) < size
+        if not in_range or len(np.unique(self.data)) != size:
+            raise CheckpointError(
+                f"{self.where} must hold each of the {size} token ids exactly once."
+            )
+
+
+def all_usable(values: NDArray[Any], dtype: str) -> bool:
+    """Whether every value is finite and stays finite in bfloat16."""
+    if dtype == "BF16":
+        return not bool(np.any((values & BFLOAT16_EXPONENT) == BFLOAT16_EXPONENT))
+    return bool(np.all(np.abs(values) <= LARGEST_BFLOAT16))  # false for NaN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """All tensors of one model."""
+
+    tensors: tuple[Weight, ...]
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(x.data.size for x in self.tensors if x.spec.kind == "weight")
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(x.num_bytes for x in self.tensors)
+
+
+def open_weights(table: NameTable, files: TensorFiles, where: str) -> Weights:
+    """Match a folder's tensors with what the model needs.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, of a wrong shape or type, or the output
+            head is not the embedding.
+    """
+    check_tensors(table, files.entries, where)
+    _check_output_head(table, files, where)
+    return Weights(tensors=tuple(_weight(table, spec, files) for spec in table.specs))
+
+
+def _weight(table: NameTable, spec: TensorSpec, files: TensorFiles) -> Weight:
+    name = table.file_name(spec)
+    return Weight(
+        spec=spec,
+        where=f"{name} in {files.path_of(name)}",
+        dtype=files.entries[name].dtype,
+        data=files.tensor(name),
+    )
+
+
+def _check_output_head(table: NameTable, files: TensorFiles, where: str) -> None:
+    """A separate output matrix is superfluous if equal to the embedding, else another model."""
+    if OUTPUT_HEAD not in files.entries:
+        return
+    entries = files.entries[OUTPUT_HEAD], files.entries[table.embedding]
+    same_kind = entries[0].shape == entries[1].shape and entries[0].dtype == entries[1].dtype
+    if not same_kind or not _equal_bytes(files, OUTPUT_HEAD, table.embedding):
+        raise CheckpointError(
+            f"{OUTPUT_HEAD} in {where} differs from {table.embedding}: Gemma 4 ties the two, so "
+            "Paceline cannot run this model. Export it with tied embeddings."
+        )
+
+
+def _equal_bytes(files: TensorFiles, first: str, second: str) -> bool:
+    a, b = (files.tensor(name).reshape(-1).view(np.uint8) for name in (first, second))
+    step = 2 * SLICE
+    return all(np.array_equal(a[i : i + step], b[i : i + step]) for i in range(0, a.size, step))
