@@ -8,6 +8,7 @@ gives does not depend on how the tokens were grouped into rounds. Knows no model
 from __future__ import annotations
 
 import codecs
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -178,6 +179,31 @@ class _Piece:
     drafted: bool
 
 
+class _Queue:
+    """Pieces that wait; `length` counts their characters."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._pieces: deque[_Piece] = deque()
+
+    def append(self, text: str, drafted: bool) -> None:
+        if text:
+            self.length += len(text)
+            self._pieces.append(_Piece(text, drafted))
+
+    def take(self, count: int) -> list[_Piece]:
+        """The first `count` characters, each with its flag."""
+        taken = []
+        self.length -= count
+        while count:
+            piece = self._pieces.popleft()
+            if rest := piece.text[count:]:
+                self._pieces.appendleft(_Piece(rest, piece.drafted))
+            taken.append(_Piece(piece.text[:count], piece.drafted))
+            count -= len(taken[-1].text)
+        return taken
+
+
 class _Section(Protocol):
     """A stretch of the answer of one kind."""
 
@@ -208,29 +234,31 @@ class _Thought:
     def __init__(self, label: str) -> None:
         self._decoder = _utf8_decoder()
         self._label = label
-        self._held: list[_Piece] = []
+        self._begun = ""
+        self._held = _Queue()
         self._drafted = False
 
     def push(self, data: bytes, drafted: bool) -> list[Delta]:
         self._drafted = drafted
-        self._held.append(_Piece(self._decoder.decode(data), drafted))
-        begun = "".join(piece.text for piece in self._held)
-        if begun != self._label and self._label.startswith(begun):
+        self._hold(self._decoder.decode(data))
+        if self._begun != self._label and self._label.startswith(self._begun):
             return []
-        return self._release(begun)
+        return self._release()
 
     def finish(self) -> list[Delta]:
-        self._held.append(_Piece(self._decoder.decode(b"", final=True), self._drafted))
-        begun = "".join(piece.text for piece in self._held)
-        if begun == self._label.rstrip():
-            self._label = begun
-        return self._release(begun)
+        self._hold(self._decoder.decode(b"", final=True))
+        if self._begun == self._label.rstrip():
+            self._label = self._begun
+        return self._release()
 
-    def _release(self, begun: str) -> list[Delta]:
-        label = len(self._label) if begun.startswith(self._label) else 0
-        _, pieces = _split(self._held, label)
-        self._label, self._held = "", []
-        return _deltas("reasoning", pieces)
+    def _hold(self, text: str) -> None:
+        self._begun += text
+        self._held.append(text, self._drafted)
+
+    def _release(self) -> list[Delta]:
+        self._held.take(len(self._label) if self._begun.startswith(self._label) else 0)
+        self._label = self._begun = ""
+        return _deltas("reasoning", self._held.take(self._held.length))
 
 
 class _Call:
@@ -256,31 +284,27 @@ class _StopStrings:
     def __init__(self, texts: Sequence[str]) -> None:
         self.stopped = False
         self._matchers = [_Matcher(text) for text in _checked(texts)]
-        self._held: list[_Piece] = []
+        self._held = _Queue()
 
     def push(self, text: str, drafted: bool) -> list[_Piece]:
         """The pieces that no stop string can reach any more."""
         if self.stopped:
             return []
-        self._held.append(_Piece(text, drafted))
-        end = sum(len(piece.text) for piece in self._held) - len(text)
+        end = self._held.length
+        self._held.append(text, drafted)
         for character in text if self._matchers else "":
             end += 1
-            found = [len(m.text) for m in self._matchers if m.advance(character)]
-            if found:
+            if found := [len(m.text) for m in self._matchers if m.advance(character)]:
                 self.stopped = True
-                return _split(self._held, end - max(found))[0]
-        length = sum(len(piece.text) for piece in self._held)
+                return self._held.take(end - max(found))
         undecided = max((matcher.matched for matcher in self._matchers), default=0)
-        free, self._held = _split(self._held, length - undecided)
-        return free
+        return self._held.take(self._held.length - undecided)
 
     def release(self) -> list[_Piece]:
         """All that is held: the stretch of text ends, and with it every half stop string."""
-        held, self._held = self._held, []
         for matcher in self._matchers:
             matcher.matched = 0
-        return [] if self.stopped else held
+        return [] if self.stopped else self._held.take(self._held.length)
 
 
 class _Matcher:
@@ -317,16 +341,6 @@ def _checked(texts: Sequence[str]) -> Sequence[str]:
 
 def _utf8_decoder() -> codecs.IncrementalDecoder:
     return codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-
-def _split(pieces: Sequence[_Piece], at: int) -> tuple[list[_Piece], list[_Piece]]:
-    """The first `at` characters and the rest."""
-    before, after = list[_Piece](), list[_Piece]()
-    for piece in pieces:
-        before.append(_Piece(piece.text[:at], piece.drafted))
-        after.append(_Piece(piece.text[at:], piece.drafted))
-        at = max(0, at - len(piece.text))
-    return before, [piece for piece in after if piece.text]
 
 
 def _deltas(kind: DeltaKind, pieces: Sequence[_Piece]) -> list[Delta]:
