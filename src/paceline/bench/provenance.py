@@ -1,0 +1,81 @@
+"""Where a measurement comes from: commit, command, processor, threads, versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("paceline", "numpy", "tokenizers", "torch")
+
+
+def provenance(*, threads: int | None) -> dict[str, object]:
+    """Everything needed to judge and to repeat a measurement.
+
+    Args:
+        threads: as asked for; None reports the number of processors the process may use.
+    """
+    commit = source_commit()
+    return {
+        "commit": commit,
+        "uncommitted_changes": _git("status", "--porcelain") != "" if commit else None,
+        "command": " ".join(["paceline", *map(shlex.quote, sys.argv[1:])]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processor": processor_name(),
+        "threads": threads or available_processors(),
+        "versions": {"python": platform.python_version()} | _package_versions(),
+    }
+
+
+def source_commit() -> str | None:
+    """The commit that this source stands at; None when it was installed without a repository.
+
+    A file must be tracked: an environment inside another project's folder is not that project.
+    """
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    return _git("rev-parse", "HEAD")
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says about the folder of this file; None if it says no or is not there."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name as the system gives it, else its architecture."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == "model name" and value.strip():
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def available_processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _package_versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,116 @@
+"""What came of a benchmark: one JSON document for programs, a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from paceline.bench.measure import Plan, Skipped
+from paceline.bench.summary import KindSummary, RunSummary, Spread, by_kind, worst_run
+
+DIGITS = 4
+
+
+def document(
+    summaries: Sequence[RunSummary],
+    skipped: Sequence[Skipped],
+    plan: Plan,
+    provenance: dict[str, object],
+) -> dict[str, object]:
+    """All results under stable names. `spread` is [lowest, highest]; null was not measured."""
+    return {
+        **provenance,
+        "settings": {
+            "drafts": list(plan.drafts),
+            "repeats": plan.repeats,
+            "max_tokens": plan.max_tokens,
+            "temperature": plan.sampling.temperature,
+            "seed": plan.sampling.seed,
+        },
+        "equal": all(summary.equal for summary in summaries),
+        "runs": [_run_row(summary) for summary in summaries],
+        "kinds": [_kind_row(kind) for kind in by_kind(summaries)],
+        "skipped": [{"prompt": s.prompt.name, "reason": s.reason} for s in skipped],
+    }
+
+
+def _run_row(summary: RunSummary) -> dict[str, object]:
+    return {
+        "prompt": summary.prompt,
+        "kind": summary.kind,
+        "draft": summary.draft,
+        "generated_tokens": summary.generated_tokens,
+        **_measured(summary),
+        "equal": summary.equal,
+    }
+
+
+def _kind_row(summary: KindSummary) -> dict[str, object]:
+    return {
+        "kind": summary.kind,
+        "draft": summary.draft,
+        "prompts": summary.num_prompts,
+        **_measured(summary),
+        "worst_prompt": summary.worst_prompt,
+        "equal": summary.equal,
+    }
+
+
+def _measured(summary: RunSummary | KindSummary) -> dict[str, object]:
+    return {
+        "decode_tps": _middle(summary.decode_tps),
+        "decode_tps_spread": _ends(summary.decode_tps),
+        "ratio": _middle(summary.ratio),
+        "ratio_spread": _ends(summary.ratio),
+        "acceptance_length": _rounded(summary.acceptance_length),
+    }
+
+
+def _middle(spread: Spread | None) -> float | None:
+    return _rounded(spread.median) if spread else None
+
+
+def _ends(spread: Spread | None) -> list[float] | None:
+    return [round(spread.low, DIGITS), round(spread.high, DIGITS)] if spread else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, DIGITS)
+
+
+def table(summaries: Sequence[RunSummary]) -> list[str]:
+    """Lines of text: a row for each kind and draft length, then the worst prompt."""
+    header = ("kind", "draft", "prompts", "tok/s", "speed-up", "(spread)", "tokens/round", "equal")
+    rows = [header, *(_table_row(kind) for kind in by_kind(summaries))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return [*lines, *_worst_line(summaries)]
+
+
+def _table_row(kind: KindSummary) -> tuple[str, ...]:
+    drafting = kind.draft > 0
+    return (
+        kind.kind,
+        str(kind.draft) if drafting else "off",
+        str(kind.num_prompts),
+        f"{kind.decode_tps.median:.1f}" if kind.decode_tps else "-",
+        f"{kind.ratio.median:.2f}" if kind.ratio else "-",
+        f"({kind.ratio.low:.2f} to {kind.ratio.high:.2f})" if kind.ratio and drafting else "",
+        f"{kind.acceptance_length:.2f}" if kind.acceptance_length else "",
+        "yes" if kind.equal else "NO",
+    )
+
+
+def _worst_line(summaries: Sequence[RunSummary]) -> list[str]:
+    worst = worst_run(summaries)
+    if worst is None or worst.ratio is None:
+        return []
+    return [
+        f"worst prompt: {worst.prompt} with draft {worst.draft}, "
+        f"{worst.ratio.median:.2f} times the speed without drafting"
+    ]

@@ -1,0 +1,154 @@
+"""`paceline bench`: the same prompts with drafting off and on in turn, outputs compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from paceline.cli import common, options, terminal
+from paceline.cli.progress import LateBar
+from paceline.errors import ConfigError, PromptError
+
+if TYPE_CHECKING:
+    from paceline.bench.measure import Plan, Skipped
+    from paceline.bench.prompts import BenchPrompt
+    from paceline.bench.summary import RunSummary
+    from paceline.engine import Engine
+
+
+def bench(
+    model: options.Model = None,
+    drafter: options.Drafter = "auto",
+    compare: Annotated[
+        str, typer.Option(metavar="off,N,...", help="Draft lengths; off is always among them.")
+    ] = "off,2,4",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSONL of prompts: kind and prompt, or Spec-Bench, GSM8K, "
+            "HumanEval. Default: the project's own.",
+        ),
+    ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Only prompts of this kind. Repeatable.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most this many prompts of each kind.")
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Counted runs of each prompt and draft length.")
+    ] = 5,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="The same for all runs.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the document here.")
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw speed-up and acceptance: .svg, .png.")
+    ] = None,
+    threads: options.Threads = None,
+    dtype: options.DtypeOption = options.Dtype.FLOAT32,
+    no_progress: options.NoProgress = False,
+) -> None:
+    """Measure drafting: runs in turn, outputs compared, medians and spread.
+
+    The last line of standard output is one JSON document. The exit status is 1 if any output
+    differs from that without drafting.
+    """
+    drafts = parse_compare(compare)
+    _check_outputs(json_file, figure)
+    chosen = _chosen_prompts(prompts, kind or [], limit)
+    engine = common.load_engine(
+        model, drafter, dtype=dtype, threads=threads, progress=not no_progress
+    )
+    plan = _plan(engine, drafts, repeats, max_tokens, temperature, seed)
+    summaries, skipped = _measured(engine, chosen, plan, progress=not no_progress)
+    _publish(summaries, skipped, plan, threads, json_file, figure)
+    if not summaries:
+        raise PromptError(f"none of the {len(chosen)} prompts could be measured, see above.")
+    if not all(summary.equal for summary in summaries):
+        raise typer.Exit(1)
+
+
+def parse_compare(text: str) -> tuple[int, ...]:
+    """Draft lengths, each once, 0 first.
+
+    Raises:
+        ConfigError: a part is neither "off" nor a whole number.
+    """
+    lengths = [options.parse_draft(part.strip(), option="--compare") for part in text.split(",")]
+    return tuple(dict.fromkeys([0, *(length for length in lengths if length)]))
+
+
+def _check_outputs(json_file: Path | None, figure: Path | None) -> None:
+    """Find out before a long run whether its results can be written."""
+    for option, path in (("--json", json_file), ("--figure", figure)):
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise ConfigError(f"{option} {path} is not a file in a folder that exists.")
+    if figure is not None:
+        from paceline.bench.figure import check_figure
+
+        check_figure(figure)
+
+
+def _chosen_prompts(path: Path | None, kinds: list[str], limit: int | None) -> list[BenchPrompt]:
+    from paceline.bench.prompts import bundled_prompts, read_prompts, select
+
+    return select(read_prompts(path) if path else bundled_prompts(), kinds=kinds, limit=limit)
+
+
+def _plan(
+    engine: Engine,
+    drafts: tuple[int, ...],
+    repeats: int,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+) -> Plan:
+    from paceline.bench.measure import Plan
+
+    for draft in drafts:
+        common.check_draft(engine, draft, option="--compare")
+    sampling = common.sampling_params(engine, temperature=temperature, seed=seed)
+    return Plan(drafts=drafts, repeats=repeats, max_tokens=max_tokens, sampling=sampling)
+
+
+def _measured(
+    engine: Engine, prompts: list[BenchPrompt], plan: Plan, *, progress: bool
+) -> tuple[list[RunSummary], list[Skipped]]:
+    from paceline.bench.measure import measure
+    from paceline.bench.summary import summarise
+
+    with LateBar("measuring", enabled=progress) as bar:
+        runs, skipped = measure(engine, prompts, plan, bar)
+    for prompt in skipped:
+        terminal.note(f"skipped: {prompt.prompt.name}: {prompt.reason}")
+    return summarise(runs), skipped
+
+
+def _publish(
+    summaries: list[RunSummary],
+    skipped: list[Skipped],
+    plan: Plan,
+    threads: int | None,
+    json_file: Path | None,
+    figure: Path | None,
+) -> None:
+    from paceline.bench.figure import draw
+    from paceline.bench.provenance import provenance
+    from paceline.bench.report import document, table
+    from paceline.bench.summary import by_kind
+
+    report = document(summaries, skipped, plan, provenance(threads=threads))
+    for line in table(summaries):
+        print(line)
+    if json_file is not None:
+        json_file.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    if figure is not None:
+        draw(by_kind(summaries), figure)
+    print(json.dumps(report, allow_nan=False))

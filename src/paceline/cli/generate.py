@@ -1,0 +1,80 @@
+"""`paceline generate`: answer one prompt, from the command line or a pipe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from paceline.cli import answer, common, options
+from paceline.cli.prompt_input import read_prompt
+from paceline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from paceline.engine import Prompt
+
+
+def generate(
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; text that is piped in follows it.")
+    ] = None,
+    model: options.Model = None,
+    drafter: options.Drafter = "auto",
+    draft: options.Draft = None,
+    max_tokens: options.MaxTokens = options.MAX_TOKENS,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as plain text, without chat format.")
+    ] = False,
+    system: options.System = None,
+    think: options.Think = False,
+    show_draft: options.ShowDraft = False,
+    stats: options.Stats = None,
+    threads: options.Threads = None,
+    dtype: options.DtypeOption = options.Dtype.FLOAT32,
+    no_progress: options.NoProgress = False,
+) -> None:
+    """Answer one prompt. Standard output carries the model's text and nothing else."""
+    num_draft_tokens = options.parse_draft(draft)
+    _check_raw(raw, system, think)
+    text = read_prompt(prompt, keep_line_end=raw)
+    engine = common.load_engine(
+        model, drafter, dtype=dtype, threads=threads, progress=not no_progress
+    )
+    settings = common.AnswerSettings(
+        sampling=common.sampling_params(
+            engine, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
+        ),
+        max_tokens=max_tokens,
+        stop=tuple(stop or ()),
+        draft=common.check_draft(engine, num_draft_tokens),
+        raw=raw,
+        thinking=think,
+        show_draft=show_draft,
+        stats=answer.default_stats(stats),
+        progress=not no_progress,
+    )
+    if show_draft:
+        answer.show_legend()
+    result = answer.stream_answer(engine, _with_system(text, system), settings)
+    if result.finish_reason == "cancelled":
+        raise KeyboardInterrupt
+
+
+def _check_raw(raw: bool, system: str | None, think: bool) -> None:
+    for name, given in (("--system", system is not None), ("--think", think)):
+        if raw and given:
+            raise ConfigError(f"{name} belongs to the chat format: leave out {name} or --raw.")
+
+
+def _with_system(text: str, system: str | None) -> Prompt:
+    if system is None:
+        return text
+    from paceline.chat import Message
+
+    return [Message(role="system", content=system), Message(role="user", content=text)]
