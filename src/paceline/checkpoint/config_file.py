@@ -6,6 +6,7 @@ in a way that Paceline does not have is refused by name (reference section 10).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -238,14 +239,11 @@ def _head_fields(text: Fields, kinds: tuple[LayerKind, ...]) -> dict[str, int]:
 def _heads_by_kind(
     overrides: Fields, kinds: tuple[LayerKind, ...], plain: tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    names = {str(index) for index in range(len(kinds))}
-    for name in overrides.values:
-        if name not in names:
-            overrides.refuse(name, f"only layers 0 to {len(kinds) - 1}")
+    layers = _overridden_layers(overrides, len(kinds))
     found: dict[LayerKind, tuple[int, int]] = {}
     for index, kind in enumerate(kinds):
         heads = plain
-        layer = overrides.child(str(index))
+        layer = layers.get(index)
         if layer is not None:
             layer.only("head_dim", "num_key_value_heads")
             heads = (
@@ -258,6 +256,20 @@ def _heads_by_kind(
                 "it: Gemma 4 has one geometry for each kind."
             )
     return found.get("sliding", plain), found["global"]
+
+
+def _overridden_layers(overrides: Fields, count: int) -> dict[int, Fields]:
+    """By index. transformers pads the indices with zeros to one width: "05" of 30 layers."""
+    result: dict[int, Fields] = {}
+    for name in overrides.values:
+        index = int(name) if re.fullmatch("[0-9]{1,4}", name) else count
+        if index >= count:
+            overrides.refuse(name, f"only layers 0 to {count - 1}")
+        layer = overrides.child(name)
+        if layer is None or index in result:
+            overrides.refuse(name, "one object for each layer")
+        result[index] = layer
+    return result
 
 
 def _rope_fields(rope: Fields, kinds: tuple[LayerKind, ...]) -> dict[str, RopeConfig]:

@@ -27,7 +27,7 @@ from paceline.checkpoint.fields import Fields, unique
 from paceline.checkpoint.names import NameTable, drafter_table, target_prefix, target_table
 from paceline.checkpoint.safetensors_file import SINGLE_FILE, open_tensors, write_safetensors
 from paceline.checkpoint.strict_json import read_json_object
-from paceline.checkpoint.weights import Weights, all_usable, open_weights
+from paceline.checkpoint.weights import Weights, all_usable, is_permutation, open_weights
 from paceline.config import MAX_VOCABULARY, DrafterConfig, TargetConfig, check_range
 from paceline.errors import CheckpointError, ConfigError
 
@@ -228,6 +228,8 @@ def _check_arrays(table: NameTable, weights: Arrays) -> None:
             )
         if spec.kind == "weight" and not all_usable(array, "F32"):
             raise CheckpointError(f"cannot write {name}: it holds a NaN or an infinite value.")
+        if spec.kind == "token_ordering" and not is_permutation(array):
+            raise CheckpointError(f"cannot write {name}: each token id must be there exactly once.")
 
 
 def _write_weights(folder: Path, table: NameTable, weights: Arrays, dtype: StoredDtype) -> None:

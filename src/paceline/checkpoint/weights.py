@@ -48,8 +48,10 @@ class Weight:
         Raises:
             CheckpointError: a value is not finite, or a token ordering names a token twice.
         """
-        if self.spec.kind == "token_ordering":
-            self._check_permutation()
+        if self.spec.kind == "token_ordering" and not is_permutation(self.data):
+            raise CheckpointError(
+                f"{self.where} must hold each of the {self.data.size} token ids exactly once."
+            )
         flat = self.data.reshape(-1)
         for start in range(0, flat.size, SLICE):
             piece = flat[start : start + SLICE]
@@ -60,20 +62,19 @@ class Weight:
                 )
             yield start, piece
 
-    def _check_permutation(self) -> None:
-        size = self.data.size
-        in_range = bool(size) and 0 <= int(self.data.min()) <= int(self.data.max()) < size
-        if not in_range or len(np.unique(self.data)) != size:
-            raise CheckpointError(
-                f"{self.where} must hold each of the {size} token ids exactly once."
-            )
-
 
 def all_usable(values: NDArray[Any], dtype: str) -> bool:
     """Whether every value is finite and stays finite in bfloat16."""
     if dtype == "BF16":
         return not bool(np.any((values & BFLOAT16_EXPONENT) == BFLOAT16_EXPONENT))
+    if dtype == "F16":
+        return bool(np.all(np.isfinite(values)))
     return bool(np.all(np.abs(values) <= LARGEST_BFLOAT16))  # false for NaN
+
+
+def is_permutation(ids: NDArray[Any]) -> bool:
+    """Whether the n values are 0 to n - 1, each once."""
+    return bool(np.array_equal(np.sort(ids), np.arange(ids.size)))
 
 
 @dataclass(frozen=True, kw_only=True)
