@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from paceline import sampling
-from paceline.sampling import DrawRule, Sampler, SamplingParams, count_accepted, draw
+from paceline.sampling import Choice, DrawRule, Sampler, SamplingParams, draw
+from paceline.speculative.round import verify
 
 # --- A finite world -----------------------------------------------------------------------------
 # The shared randomness of a position is one of `cells` equally likely outcomes. The target maps
@@ -169,11 +170,32 @@ def target_rows(world, chance, prefix, draft, key=lambda position: position):
     return [inverse(world.p(row), world.noise(chance, key(len(row)))) for row in rows]
 
 
+class Endless:
+    """A sequence that never ends, whose sampler finds its choices made: rows are tokens."""
+
+    def __init__(self):
+        self.sampler = self
+
+    def choose(self, token, position):
+        return Choice(token)
+
+    def commit(self, token):
+        pass
+
+    def push(self, choice, *, drafted):
+        return True
+
+
+def judged(draft, chosen):
+    """The verdict of the code under test."""
+    return verify(Endless(), draft, chosen, 0)
+
+
 def sample_matching(world, chance, prefix, k, drafter=coupled):
     """The rule of this project."""
     draft = draft_of(world, chance, prefix, k, drafter)
     chosen = target_rows(world, chance, prefix, draft)
-    return chosen[: count_accepted(draft, chosen) + 1]
+    return judged(draft, chosen).token_ids
 
 
 def matching_with_dropped_drafts(world, chance, prefix, k):
@@ -181,7 +203,7 @@ def matching_with_dropped_drafts(world, chance, prefix, k):
     draft = draft_of(world, chance, prefix, k, coupled)
     draft = draft[: draft.index(0)] if 0 in draft else draft
     chosen = target_rows(world, chance, prefix, draft)
-    return chosen[: count_accepted(draft, chosen) + 1]
+    return judged(draft, chosen).token_ids
 
 
 def independent_test(world, chance, p, q, cell):
@@ -224,14 +246,14 @@ drop_after_look = partial(ratio_test, min_share=2)
 def bonus_from_the_last_row(world, chance, prefix, k):
     draft = draft_of(world, chance, prefix, k, coupled)
     chosen = target_rows(world, chance, prefix, draft)
-    return (*chosen[: count_accepted(draft, chosen)], chosen[-1])
+    return (*draft[: judged(draft, chosen).num_accepted_tokens], chosen[-1])
 
 
 def matching_on_shared_noise_with_retry(world, chance, prefix, k):
     """Throws the target's token away after a mismatch and chooses again with new noise."""
     draft = draft_of(world, chance, prefix, k, coupled)
     chosen = target_rows(world, chance, prefix, draft)
-    accepted = tuple(chosen[: count_accepted(draft, chosen)])
+    accepted = draft[: judged(draft, chosen).num_accepted_tokens]
     return (*accepted, chance.fresh(world.p(prefix + accepted)))
 
 
@@ -244,7 +266,7 @@ class CallCounter:
     def __call__(self, world, chance, prefix, k):
         draft = draft_of(world, chance, prefix, k, coupled)
         chosen = target_rows(world, chance, prefix, draft, key=self._next_key)
-        return chosen[: count_accepted(draft, chosen) + 1]
+        return judged(draft, chosen).token_ids
 
     def _next_key(self, position):
         self.calls += 1

@@ -8,14 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline import sampling
-from paceline.errors import ConfigError, PacelineError
+from paceline.errors import ConfigError, LogitsError, PacelineError
 from paceline.noise import MAX_GUMBEL, MAX_SEED, MIN_GUMBEL, gumbel
 from paceline.sampling import (
     DrawRule,
-    LogitsError,
     Sampler,
     SamplingParams,
-    count_accepted,
     draw,
     random_seed,
 )
@@ -478,20 +476,6 @@ def test_suppressing_everything_is_refused():
 
 
 # --- Small things -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("draft", "target", "accepted"),
-    [
-        ([], [5], 0),
-        ([1, 2, 3], [1, 2, 3, 4], 3),
-        ([1, 2, 3], [1, 9, 3, 4], 1),
-        ([1, 2, 3], [9, 2, 3, 4], 0),
-        ([1, 2, 3], [1, 2], 2),  # the target stopped first
-    ],
-)
-def test_count_accepted_is_the_common_prefix(draft, target, accepted):
-    assert count_accepted(draft, target) == accepted
 
 
 def test_random_seeds_are_valid_and_differ():

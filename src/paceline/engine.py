@@ -10,37 +10,73 @@ file format and no tensor library.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from paceline.chat import Message, ToolCall, ToolDeclaration, render
-from paceline.checkpoint.huggingface import GenerationDefaults
+from paceline.chat import Message, ToolCall, ToolDeclaration, reasoning_is_open, render
 from paceline.config import check_range
 from paceline.errors import ConfigError, PromptError
-from paceline.loading import LoadedPair, LoadProgress, load_pair
 from paceline.output import Delta, OutputText
 from paceline.prefix_cache import PrefixCache
 from paceline.runtime.protocols import Rows
 from paceline.sampling import Sampler, SamplingParams, random_seed
 from paceline.sequence import ActiveSequence, EmittedToken, FinishReason
 from paceline.speculative.controller import DraftLengthPolicy, FixedDraftLength
-from paceline.speculative.round import run_round
+from paceline.speculative.round import run_round, settle
 from paceline.stats import GenerationStats
+
+if TYPE_CHECKING:
+    from paceline.checkpoint.huggingface import GenerationDefaults
+    from paceline.loading import LoadedPair, LoadProgress
 
 Prompt = str | Sequence[Message]
 PrefillProgress = Callable[[int, int], None]
-"""Called with (prompt tokens done, prompt tokens in all) between prefill chunks."""
+"""Called with (prompt tokens done, prompt tokens in all) after each prefill chunk."""
 
 PREFILL_CHUNK = 64
 DEFAULT_MAX_TOKENS = 1024
+MAX_MAX_TOKENS = 1 << 30
 DEFAULT_DRAFT_TOKENS = 4
+DEFAULT_BATCH_SIZE = 8
 KEPT_CACHES = 2
+
+
+class AnswerSettings(TypedDict, total=False):
+    """Keyword arguments of everything that answers a prompt.
+
+    raw: the prompt is plain text to go on with, not a message to answer.
+    thinking: ask for reasoning before the answer.
+    tools: what the model may call.
+    sampling: None takes the model's own defaults.
+    max_tokens: at most this many tokens are emitted, reasoning and tool calls included.
+    stop: strings that end the text and are not part of it.
+    draft: tokens to draft each round (0 = off), or an object that decides; None is 4.
+    """
+
+    raw: bool
+    thinking: bool
+    tools: Sequence[ToolDeclaration]
+    sampling: SamplingParams | None
+    max_tokens: int
+    stop: Sequence[str]
+    draft: int | DraftLengthPolicy | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """A finished answer."""
+    """A finished answer.
+
+    Args:
+        text: without reasoning and tool calls.
+        tokens: all that was emitted, the token that ended the answer included.
+        finish_reason: "stop" (end of turn or stop string), "length" (`max_tokens` or the
+            context), "tool_calls", or "cancelled".
+        seed: gives the same text again, with any drafter and any draft length.
+    """
 
     text: str
     reasoning: str
@@ -58,8 +94,11 @@ class Generation:
 class Engine:
     """Answers prompts with a target and, where there is one, its drafter.
 
+    Not thread-safe: one thread at a time may use it.
+
     Args:
         pair: target, drafter or None, tokenizer and the model's own sampling defaults.
+        kept_caches: KV caches of finished sequences that are kept for the next turn.
     """
 
     def __init__(self, pair: LoadedPair, *, kept_caches: int = KEPT_CACHES) -> None:
@@ -88,8 +127,11 @@ class Engine:
         Raises:
             CheckpointError: a file is missing, damaged or of another kind.
             PairMismatchError: the drafter was made for another target.
+            ConfigError: `dtype` or `threads` is not possible.
             MissingDependencyError: the runtime is not installed.
         """
+        from paceline.loading import load_pair
+
         return cls(load_pair(target, drafter, dtype=dtype, threads=threads, progress=progress))
 
     @property
@@ -99,7 +141,13 @@ class Engine:
 
     @property
     def context_length(self) -> int:
+        """How many tokens prompt and answer may have together."""
         return self.pair.target.config.context_length
+
+    @property
+    def max_draft_tokens(self) -> int:
+        """Longest draft that a round may use; 0 without a drafter."""
+        return self.pair.drafter.max_draft_tokens if self.pair.drafter else 0
 
     def default_sampling(self) -> SamplingParams:
         return SamplingParams(
@@ -107,6 +155,72 @@ class Engine:
             top_k=self.defaults.top_k,
             top_p=self.defaults.top_p,
         )
+
+    # --- Whole answers --------------------------------------------------------------------------
+
+    def generate(self, prompt: Prompt, **settings: Unpack[AnswerSettings]) -> Generation:
+        """Answer a prompt.
+
+        Raises:
+            PromptError: the prompt is empty, too long or cannot be rendered.
+            ConfigError: a setting is out of range.
+        """
+        with self.stream(prompt, **settings) as stream:
+            for _ in stream:
+                pass
+        return stream.result
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        prefill_progress: PrefillProgress | None = None,
+        **settings: Unpack[AnswerSettings],
+    ) -> Stream:
+        """Answer a prompt piece by piece. What can be refused is refused now; work begins with
+        the first piece that is asked for.
+
+        Raises:
+            PromptError: the prompt is empty, too long or cannot be rendered.
+            ConfigError: a setting is out of range.
+        """
+        return Stream(self, self.begin(prompt, **settings), prefill_progress)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        **settings: Unpack[AnswerSettings],
+    ) -> list[Generation]:
+        """Answer several prompts, up to `batch_size` of them in each pass of the target.
+
+        Each answer is the one that `generate` gives, and each takes a cache of its own.
+
+        Raises:
+            PromptError: a prompt is empty, too long or cannot be rendered.
+            ConfigError: a setting is out of range.
+        """
+        check_range("batch_size", batch_size, 1, 1024)
+        sequences = [self.begin(prompt, **settings) for prompt in prompts]
+        waiting = deque(sequences)
+        active: list[ActiveSequence] = []
+        results: dict[int, Generation] = {}
+        try:
+            while waiting or active:
+                while waiting and len(active) < batch_size:
+                    active.append(waiting.popleft())
+                    self.prefill(active[-1])
+                self.step([s for s in active if s.finish_reason is None])
+                for sequence in [s for s in active if s.finish_reason]:
+                    results[id(sequence)] = self.close(sequence)
+                    active.remove(sequence)
+        finally:
+            for sequence in active:
+                self.close(sequence)
+        return [results[id(sequence)] for sequence in sequences]
+
+    # --- Step by step ---------------------------------------------------------------------------
 
     def encode(
         self,
@@ -126,10 +240,33 @@ class Engine:
         tokenizer = self.pair.tokenizer
         if raw:
             if not isinstance(prompt, str):
-                raise PromptError("a raw prompt must be text, got a list of messages.")
+                raise PromptError(
+                    "a raw prompt must be text, got a list of messages. Pass text, or leave out "
+                    "raw."
+                )
+            if thinking or tools:
+                raise PromptError("a raw prompt has no chat format: leave out thinking and tools.")
             return [tokenizer.control.bos, *tokenizer.encode_text(prompt)]
         messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
         return render(messages, tokenizer, tools=tools, thinking=thinking)
+
+    def begin(
+        self,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        thinking: bool = False,
+        tools: Sequence[ToolDeclaration] = (),
+        sampling: SamplingParams | None = None,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        stop: Sequence[str] = (),
+        draft: int | DraftLengthPolicy | None = None,
+    ) -> ActiveSequence:
+        """`encode`, then `open`."""
+        token_ids = self.encode(prompt, raw=raw, thinking=thinking, tools=tools)
+        return self.open(
+            token_ids, sampling=sampling, max_tokens=max_tokens, stop=stop, draft=draft, raw=raw
+        )
 
     def open(
         self,
@@ -141,37 +278,30 @@ class Engine:
         draft: int | DraftLengthPolicy | None = None,
         raw: bool = False,
     ) -> ActiveSequence:
-        """Begin a sequence; `prefill` and then `step` advance it.
-
-        Args:
-            sampling: None takes the model's own defaults.
-            max_tokens: at most this many tokens are emitted.
-            stop: strings that end the text and are not part of it.
-            draft: tokens to draft each round (0 = off), or an object that decides.
-            raw: the answer is plain text, without reasoning or tool calls.
+        """A sequence that has not begun: `prefill` once, then `step` until it has a finish reason,
+        then `close`. Costs no cache yet. The settings are those of `AnswerSettings`.
 
         Raises:
             PromptError: the prompt is empty, too long, or holds ids outside the vocabulary.
             ConfigError: a setting is out of range.
         """
-        check_range("max_tokens", max_tokens, 1, 1 << 30)
+        check_range("max_tokens", max_tokens, 1, MAX_MAX_TOKENS)
         self._check_prompt(prompt_token_ids)
+        tokenizer = self.pair.tokenizer
         params = sampling or self.default_sampling()
         seed = random_seed() if params.seed is None else params.seed
-        config = self.pair.target.config
-        cache = self._prefixes.take(prompt_token_ids)
+        in_reasoning = not raw and reasoning_is_open(prompt_token_ids, tokenizer)
         return ActiveSequence(
             prompt_token_ids=prompt_token_ids,
-            cache=cache or self.pair.target.new_cache(config.context_length, self.max_draft_tokens),
             sampler=Sampler(
                 replace(params, seed=seed),
-                vocab_size=config.vocab_size,
+                vocab_size=self.pair.target.config.vocab_size,
                 seed=seed,
                 prompt_token_ids=prompt_token_ids,
                 suppressed_token_ids=self.defaults.suppressed_token_ids,
             ),
             policy=self._policy(draft),
-            output=OutputText(self.pair.tokenizer, stop=stop, raw=raw),
+            output=OutputText(tokenizer, stop=stop, raw=raw, in_reasoning=in_reasoning),
             end_token_ids=frozenset(self.defaults.eos_token_ids),
             max_tokens=min(max_tokens, self.context_length - len(prompt_token_ids)),
             seed=seed,
@@ -186,60 +316,85 @@ class Engine:
                 f"{self.context_length}, the answer included. Shorten the prompt."
             )
         vocab_size = self.pair.target.config.vocab_size
-        if not all(0 <= token < vocab_size for token in token_ids):
-            raise PromptError(f"the prompt holds token ids outside 0 to {vocab_size - 1}.")
-
-    @property
-    def max_draft_tokens(self) -> int:
-        """Longest draft that a round may use; 0 without a drafter."""
-        return self.pair.drafter.max_draft_tokens if self.pair.drafter else 0
+        unknown = next((token for token in token_ids if not 0 <= token < vocab_size), None)
+        if unknown is not None:
+            raise PromptError(
+                f"the prompt holds the token id {unknown}, but this model has ids 0 to "
+                f"{vocab_size - 1}. Encode the prompt with this model's tokenizer."
+            )
 
     def _policy(self, draft: int | DraftLengthPolicy | None) -> DraftLengthPolicy:
+        limit = self.max_draft_tokens
         if draft is None:
-            draft = min(DEFAULT_DRAFT_TOKENS, self.max_draft_tokens)
-        if not isinstance(draft, int):
+            draft = min(DEFAULT_DRAFT_TOKENS, limit)
+        if isinstance(draft, DraftLengthPolicy):
             return draft
-        if draft and not self.max_draft_tokens:
-            raise ConfigError(f"draft={draft}, but no drafter is loaded. Pass 0, or load one.")
-        if not 0 <= draft <= self.max_draft_tokens:
+        if isinstance(draft, bool) or not isinstance(draft, int):
             raise ConfigError(
-                f"draft={draft} is out of range: this drafter supports 0 to "
-                f"{self.max_draft_tokens}."
+                f"draft={draft!r} cannot be used: expected a number of tokens, 0 for none, or an "
+                "object that decides."
             )
-        return FixedDraftLength(draft, self.max_draft_tokens)
+        if draft > 0 and not limit:
+            raise ConfigError(
+                f"draft={draft} needs a drafter, and none is loaded. Pass 0, or load one."
+            )
+        if not 0 <= draft <= limit:
+            raise ConfigError(
+                f"draft={draft} is out of range: this drafter supports 1 to {limit} tokens, and "
+                f"0 is off. Pass {limit} or less."
+            )
+        return FixedDraftLength(draft, limit)
 
     def prefill(self, sequence: ActiveSequence, progress: PrefillProgress | None = None) -> None:
-        """Feed what the cache does not hold of the prompt, and emit the first token."""
+        """Feed what no kept cache holds of the prompt, and emit the first token.
+
+        If it raises, the sequence is cancelled and can only be closed.
+        """
         started = time.perf_counter()
         prompt = sequence.prompt_token_ids
-        output = None
+        sequence.attach_cache(
+            self._prefixes.take(prompt)
+            or self.pair.target.new_cache(self.context_length, self.max_draft_tokens)
+        )
         for begin in range(sequence.cache.length, len(prompt), PREFILL_CHUNK):
             chunk = prompt[begin : begin + PREFILL_CHUNK]
-            last = begin + len(chunk) == len(prompt)
-            rows = Rows(cache=sequence.cache, token_ids=chunk, num_outputs=int(last))
-            output = self.pair.target.forward([rows])[0]
+            end = begin + len(chunk)
+            rows = Rows(cache=sequence.cache, token_ids=chunk, num_outputs=int(end == len(prompt)))
+            with _rolled_back_on_error([sequence]):
+                output = self.pair.target.forward([rows])[0]
+                if end == len(prompt):
+                    settle(sequence, (), output)
             if progress:
-                progress(begin + len(chunk), len(prompt))
-        assert output is not None
-        sequence.start(output.logits[-1], output.hidden[-1])
+                progress(end, len(prompt))
         sequence.stats.prefill_s = sequence.stats.ttft_s = time.perf_counter() - started
 
     def step(self, sequences: Sequence[ActiveSequence]) -> None:
-        """One round for all sequences, with one pass of the target."""
+        """One round for all sequences, with one pass of the target.
+
+        If it raises, all of them are cancelled and can only be closed; the engine and their
+        caches stay good.
+        """
+        if not sequences:
+            return
+        assert all(sequence.finish_reason is None for sequence in sequences)
         started = time.perf_counter()
-        outcomes = run_round(self.pair.target, self.pair.drafter, sequences)
+        with _rolled_back_on_error(sequences):
+            outcomes = run_round(self.pair.target, self.pair.drafter, sequences)
         elapsed = time.perf_counter() - started
         for sequence, outcome in zip(sequences, outcomes, strict=True):
-            sequence.stats.record_round(outcome.num_draft_tokens, outcome.num_accepted_tokens)
-            sequence.stats.decode_s += elapsed
-            sequence.stats.draft_s += outcome.draft_s
-            sequence.stats.verify_s += outcome.verify_s
+            stats = sequence.stats
+            stats.record_round(outcome.num_verified_tokens, outcome.num_accepted_tokens)
+            stats.decode_s += elapsed
+            stats.draft_s += outcome.draft_s
+            stats.verify_s += outcome.verify_s
 
     def close(self, sequence: ActiveSequence) -> Generation:
-        """End a sequence and keep its cache for a next turn."""
+        """End a sequence and keep its cache for a next turn. Harmless when repeated."""
         sequence.finish("cancelled")
-        self._prefixes.give(sequence.cached_token_ids, sequence.cache)
         assert sequence.finish_reason is not None
+        cache = sequence.detach_cache()
+        if cache is not None:
+            self._prefixes.give(sequence.token_ids[: cache.length], cache)
         return Generation(
             text=sequence.output.text,
             reasoning=sequence.output.reasoning,
@@ -250,78 +405,43 @@ class Engine:
             seed=sequence.seed,
         )
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        raw: bool = False,
-        thinking: bool = False,
-        tools: Sequence[ToolDeclaration] = (),
-        sampling: SamplingParams | None = None,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        stop: Sequence[str] = (),
-        draft: int | DraftLengthPolicy | None = None,
-        prefill_progress: PrefillProgress | None = None,
-    ) -> Stream:
-        """Answer a prompt piece by piece; see `encode` and `open` for the arguments."""
-        token_ids = self.encode(prompt, raw=raw, thinking=thinking, tools=tools)
-        sequence = self.open(
-            token_ids, sampling=sampling, max_tokens=max_tokens, stop=stop, draft=draft, raw=raw
-        )
-        return Stream(self, sequence, prefill_progress)
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        raw: bool = False,
-        thinking: bool = False,
-        tools: Sequence[ToolDeclaration] = (),
-        sampling: SamplingParams | None = None,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        stop: Sequence[str] = (),
-        draft: int | DraftLengthPolicy | None = None,
-    ) -> Generation:
-        """Answer a prompt; see `encode` and `open` for the arguments."""
-        stream = self.stream(
-            prompt,
-            raw=raw,
-            thinking=thinking,
-            tools=tools,
-            sampling=sampling,
-            max_tokens=max_tokens,
-            stop=stop,
-            draft=draft,
-        )
-        for _ in stream:
-            pass
-        return stream.result
+@contextmanager
+def _rolled_back_on_error(sequences: Sequence[ActiveSequence]) -> Iterator[None]:
+    """Whatever ends a pass early, an interrupt too: no cache keeps anything of it."""
+    lengths = [sequence.cache.length for sequence in sequences]
+    try:
+        yield
+    except BaseException:
+        for sequence, length in zip(sequences, lengths, strict=True):
+            sequence.roll_back(length)
+        raise
 
 
 class Stream:
     """The deltas of one answer, in order; `result` is the whole of it.
 
-    Closing early (also by leaving a `with` block or by an interrupt) ends the sequence with the
-    finish reason "cancelled" and keeps what was written.
+    Closing early (also by leaving a `with` block, by an error or by an interrupt) ends the
+    sequence with the finish reason "cancelled" and keeps what was written.
     """
 
     def __init__(
         self, engine: Engine, sequence: ActiveSequence, prefill_progress: PrefillProgress | None
     ) -> None:
         self._engine = engine
-        self.sequence = sequence
+        self._sequence = sequence
         self._result: Generation | None = None
         self._deltas = self._run(prefill_progress)
 
-    def _run(self, prefill_progress: PrefillProgress | None) -> Iterator[Delta]:
+    def _run(self, prefill_progress: PrefillProgress | None) -> Generator[Delta]:
         try:
-            self._engine.prefill(self.sequence, prefill_progress)
-            yield from self.sequence.take_deltas()
-            while self.sequence.finish_reason is None:
-                self._engine.step([self.sequence])
-                yield from self.sequence.take_deltas()
+            self._engine.prefill(self._sequence, prefill_progress)
+            yield from self._sequence.take_deltas()
+            while self._sequence.finish_reason is None:
+                self._engine.step([self._sequence])
+                yield from self._sequence.take_deltas()
         finally:
-            self._result = self._engine.close(self.sequence)
+            self._result = self._engine.close(self._sequence)
 
     def __iter__(self) -> Iterator[Delta]:
         return self._deltas
@@ -334,11 +454,12 @@ class Stream:
 
     def close(self) -> None:
         """Stop here. Harmless on a finished stream."""
-        if self._result is None:
-            self._result = self._engine.close(self.sequence)
+        self._deltas.close()
+        if self._result is None:  # it had not begun: the generator's `finally` has not run
+            self._result = self._engine.close(self._sequence)
 
     @property
     def result(self) -> Generation:
         """The answer, once the stream has ended or was closed."""
-        assert self._result is not None, "the stream has not ended"
+        assert self._result is not None, "the stream has not ended: exhaust or close it first"
         return self._result

@@ -1,12 +1,13 @@
 """Every error that a user, a file or a client can cause.
 
-    PacelineError
-    ├── CheckpointError (ValueError)    a model file is missing, damaged or of another kind
-    │   └── PairMismatchError           the drafter does not belong to the target
-    ├── ConfigError (ValueError)        a setting is out of range
-    ├── PromptError (ValueError)        the prompt is empty, too long or not valid text
-    ├── MissingDependencyError (ImportError)   an extra is not installed
-    └── CacheError (ValueError)         a KV cache cannot do what was asked
+PacelineError
+├── CheckpointError (ValueError)    a model file is missing, damaged or of another kind
+│   └── PairMismatchError           the drafter does not belong to the target
+├── ConfigError (ValueError)        a setting is out of range
+├── PromptError (ValueError)        the prompt is empty, too long or not valid text
+├── LogitsError (ValueError)        a row of scores leaves nothing to choose from
+├── MissingDependencyError (ImportError)   an extra is not installed
+└── CacheError (ValueError)         a KV cache cannot do what was asked
 """
 
 
@@ -28,6 +29,10 @@ class ConfigError(PacelineError, ValueError):
 
 class PromptError(PacelineError, ValueError):
     """The prompt cannot be used: empty, too long, or with forbidden tokens."""
+
+
+class LogitsError(PacelineError, ValueError):
+    """A row of logits leaves nothing to choose from: NaN, infinite, or every token suppressed."""
 
 
 class CacheError(PacelineError, ValueError):

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paceline.config import MAX_VOCABULARY, check_range
-from paceline.errors import ConfigError, PacelineError
+from paceline.errors import ConfigError, LogitsError
 from paceline.noise import MAX_GUMBEL, MAX_SEED, MIN_GUMBEL, gumbel
 
 Scores = NDArray[np.float32] | NDArray[np.float64]
@@ -30,10 +30,6 @@ MIN_REPETITION_PENALTY = 1e-6  # smaller ones could overflow a logit
 # A token further than this below another one cannot overtake it, whatever noise the two get.
 # The half covers the rounding of the sums.
 _NOISE_REACH = MAX_GUMBEL - MIN_GUMBEL + 0.5
-
-
-class LogitsError(PacelineError, ValueError):
-    """A row of logits leaves nothing to choose from: NaN, infinite, or every token suppressed."""
 
 
 def random_seed() -> int:
@@ -402,14 +398,3 @@ def _with_logprobs(token_id: int, scores: Scores, top_logprobs: int) -> Choice:
         logprob=float(logprobs[token_id]),
         top=tuple((int(i), float(logprobs[i])) for i in top if scores[i] > -np.inf),
     )
-
-
-def count_accepted(draft_tokens: Sequence[int], target_tokens: Sequence[int]) -> int:
-    """How many draft tokens the target would have chosen itself: the length of the common prefix.
-
-    The round emits that many target tokens and one more, which is the bonus token.
-    """
-    for index, (drafted, chosen) in enumerate(zip(draft_tokens, target_tokens, strict=False)):
-        if drafted != chosen:
-            return index
-    return min(len(draft_tokens), len(target_tokens))

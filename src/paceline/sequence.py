@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from paceline.errors import CacheError
 from paceline.output import Delta, OutputText
 from paceline.runtime.protocols import Hidden, KVCache
 from paceline.sampling import Choice, Sampler
@@ -20,7 +21,13 @@ FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 @dataclass(frozen=True, kw_only=True)
 class EmittedToken:
-    """One token of the answer; `drafted`: the drafter had foreseen it."""
+    """One token of the answer.
+
+    Args:
+        drafted: the drafter had foreseen it.
+        logprob: see `sampling.Choice`; None unless it was asked for.
+        top: the most likely tokens and their log-probabilities.
+    """
 
     token_id: int
     drafted: bool
@@ -29,44 +36,60 @@ class EmittedToken:
 
 
 class ActiveSequence:
-    """A sequence from its first prefill chunk to its end."""
+    """A sequence from its opening to its end. It has a cache from its first prefill chunk on, so
+    that waiting costs no memory."""
 
     def __init__(
         self,
         *,
         prompt_token_ids: Sequence[int],
-        cache: KVCache,
         sampler: Sampler,
         policy: DraftLengthPolicy,
         output: OutputText,
         end_token_ids: frozenset[int],
         max_tokens: int,
+        seed: int,
     ) -> None:
         self.prompt_token_ids = tuple(prompt_token_ids)
-        self.cache = cache
         self.sampler = sampler
         self.policy = policy
         self.output = output
         self.end_token_ids = end_token_ids
         self.max_tokens = max_tokens
+        self.seed = seed
         self.last_token = self.prompt_token_ids[-1]
         self.hidden: Hidden = None
         self.tokens: list[EmittedToken] = []
-        self.new_deltas: list[Delta] = []
         self.finish_reason: FinishReason | None = None
-        self.stats = GenerationStats(
-            prompt_tokens=len(self.prompt_token_ids), cached_tokens=cache.length
-        )
+        self.stats = GenerationStats(prompt_tokens=len(self.prompt_token_ids))
+        self._cache: KVCache | None = None
+        self._new_deltas: list[Delta] = []
+
+    @property
+    def cache(self) -> KVCache:
+        assert self._cache is not None, "the sequence was not prefilled, or is closed"
+        return self._cache
+
+    def attach_cache(self, cache: KVCache) -> None:
+        """Take a cache that holds the first `cache.length` tokens of the prompt."""
+        assert self._cache is None
+        assert cache.length < len(self.prompt_token_ids)
+        self._cache = cache
+        self.stats.cached_tokens = cache.length
+
+    def detach_cache(self) -> KVCache | None:
+        """Give the cache away; None if there is none, or none any more."""
+        cache, self._cache = self._cache, None
+        return cache
 
     @property
     def num_tokens_left(self) -> int:
         return self.max_tokens - len(self.tokens)
 
     @property
-    def cached_token_ids(self) -> tuple[int, ...]:
-        """The tokens whose keys and values the cache holds."""
-        everything = self.prompt_token_ids + tuple(token.token_id for token in self.tokens)
-        return everything[: self.cache.length]
+    def token_ids(self) -> tuple[int, ...]:
+        """Prompt and answer: the first `cache.length` of them are in the cache."""
+        return self.prompt_token_ids + tuple(token.token_id for token in self.tokens)
 
     def push(self, choice: Choice, *, drafted: bool) -> bool:
         """Take one token of the answer; False when the text ends with it."""
@@ -78,7 +101,7 @@ class ActiveSequence:
         if choice.token_id in self.end_token_ids:
             self.finish("tool_calls" if self.output.num_tool_calls else "stop")
         else:
-            self.new_deltas += self.output.push(choice.token_id, drafted=drafted)
+            self._new_deltas += self.output.push(choice.token_id, drafted=drafted)
             if self.output.stopped:
                 self.finish("stop")
             elif not self.num_tokens_left:
@@ -86,11 +109,21 @@ class ActiveSequence:
         return self.finish_reason is None
 
     def finish(self, reason: FinishReason) -> None:
+        """End the text, for the first reason that is given."""
         if self.finish_reason is None:
             self.finish_reason = reason
-            self.new_deltas += self.output.finish()
+            self._new_deltas += self.output.finish()
+
+    def roll_back(self, length: int) -> None:
+        """End inside a pass that did not complete: the cache again holds `length` positions, as
+        before the pass, or nothing."""
+        self.finish("cancelled")
+        try:
+            self.cache.truncate(length)
+        except CacheError:
+            self.cache.truncate(0)
 
     def take_deltas(self) -> tuple[Delta, ...]:
         """The deltas since the last call."""
-        deltas, self.new_deltas = tuple(self.new_deltas), []
+        deltas, self._new_deltas = tuple(self._new_deltas), []
         return deltas

@@ -6,7 +6,7 @@ A policy never sees tokens or tensors, and cannot change the text: only the time
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from paceline.config import check_range
 
@@ -23,16 +23,23 @@ class DraftPlan:
 class RoundOutcome:
     """What one sequence's round did, and how long it took.
 
-    `ended` tells that the text ended inside the round: later draft tokens were not observed.
+    Args:
+        num_draft_tokens: how many were drafted and paid for.
+        num_verified_tokens: how many of these the target has judged. It is fewer only where the
+            text ended on an accepted token: what follows was neither accepted nor rejected.
+        num_accepted_tokens: how many the target would have said itself; the bonus is not in it.
+        draft_s: seconds that the drafts of all sequences of the round took.
+        verify_s: seconds of the target's pass.
     """
 
     num_draft_tokens: int
+    num_verified_tokens: int
     num_accepted_tokens: int
-    ended: bool
     draft_s: float
     verify_s: float
 
 
+@runtime_checkable
 class DraftLengthPolicy(Protocol):
     def plan(self) -> DraftPlan: ...
 
