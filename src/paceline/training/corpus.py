@@ -103,6 +103,7 @@ SHELL_QUESTIONS = (
     "Give me a {command} command to {task}.",
     "{Task}.",
 )
+COMMAND_QUESTIONS = ("What does {command} do?", "Explain the {command} command.")
 
 
 def _shell(folder: Path) -> Iterator[Document]:
@@ -118,8 +119,8 @@ def _shell(folder: Path) -> Iterator[Document]:
             yield Document(
                 kind="shell",
                 key=key,
-                prompt=(f"What does {command} do?", f"Explain the {command} command.")[_choose(key, 2)],
-                text=f"`{command}`: {description}\n\n{first['task']}:\n\n```sh\n{first['command']}\n```",
+                prompt=COMMAND_QUESTIONS[_choose(key, 2)].format(command=command),
+                text=f"`{command}`: {description}\n\n{_task_and_command(first)}",
             )
 
 
@@ -131,8 +132,12 @@ def _shell_example(choice: str, key: str, command: str, example: dict[str, str])
         kind="shell",
         key=key,
         prompt=question.format(task=lower, Task=task, command=command),
-        text=f"{task}:\n\n```sh\n{example['command']}\n```",
+        text=_task_and_command(example),
     )
+
+
+def _task_and_command(example: dict[str, str]) -> str:
+    return f"{example['task'].rstrip('.')}:\n\n```sh\n{example['command']}\n```"
 
 
 def clean_worked_answer(answer: str) -> str:

@@ -22,7 +22,9 @@ def file_hash(path: Path) -> str:
 
 def run_record(settings: dict[str, Any], data_files: Iterable[Path]) -> dict[str, Any]:
     """Everything needed to know how a run was made."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
     return {
         "command": ["paceline.training", *sys.argv[1:]],
         "commit": commit.stdout.strip() or None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -80,7 +81,7 @@ class Optimisers:
         for optimiser, rate in ((self.muon, self.rates[0]), (self.adam, self.rates[1])):
             for group in optimiser.param_groups:
                 group["lr"] = rate * factor
-            optimiser.step()
+            optimiser.step()  # type: ignore[no-untyped-call]
             optimiser.zero_grad(set_to_none=True)
 
     def state(self) -> list[dict[str, object]]:
@@ -89,3 +90,30 @@ class Optimisers:
     def load_state(self, state: list[dict[str, object]]) -> None:
         self.muon.load_state_dict(state[0])
         self.adam.load_state_dict(state[1])
+
+
+def save_state(
+    path: Path, model: nn.Module, optimisers: Optimisers, budget: Budget, step: int
+) -> None:
+    """Write a checkpoint from which `load_state` goes on; whole or not at all."""
+    partial = path.with_suffix(".partial")
+    state = {
+        "model": model.state_dict(),
+        "optimisers": optimisers.state(),
+        "used": budget.used,
+        "step": step,
+    }
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def load_state(path: Path, model: nn.Module, optimisers: Optimisers, budget: Budget) -> int:
+    """Go on from a checkpoint if there is one. Returns the number of steps done."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimisers.load_state(state["optimisers"])
+    budget.used = float(state["used"])
+    budget.resume()
+    return int(state["step"])

@@ -90,7 +90,9 @@ class Mixture:
         self.shares = [weight / total for weight in weights.values()]
         self.random = np.random.default_rng(seed)
 
-    def batch(self, size: int, length: int, answers_only: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(
+        self, size: int, length: int, answers_only: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs [B, T] and labels [B, T]; a label of -100 is not predicted."""
         inputs = np.empty((size, length), dtype=np.int64)
         labels = np.empty((size, length), dtype=np.int64)
