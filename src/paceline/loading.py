@@ -18,6 +18,7 @@ from paceline.checkpoint.huggingface import (
     open_drafter,
     open_target,
 )
+from paceline.checkpoint.strict_json import shown
 from paceline.config import check_pair, check_range
 from paceline.errors import CheckpointError, ConfigError, MissingDependencyError
 from paceline.runtime.protocols import Drafter, Target
@@ -178,11 +179,13 @@ def find_drafter(target_folder: Path, drafter: str | Path | None) -> Path | None
 
 
 def _existing_folder(given: str | Path, what: str) -> Path:
-    path = Path(given).expanduser()
+    path = Path(given)
     try:
+        path = path.expanduser()
         is_folder, exists = path.is_dir(), path.exists()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}.") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: no such home directory
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise CheckpointError(f"cannot read the folder {shown(str(path))}: {reason}") from error
     if is_folder:
         return path
     if exists:
@@ -196,7 +199,7 @@ def _existing_folder(given: str | Path, what: str) -> Path:
             f"there is no folder {given}. Paceline does not download models yet: run "
             f"`hf download {given} --local-dir {folder}` and pass {folder}."
         )
-    raise CheckpointError(f"there is no folder {path}: pass the folder of the {what}.")
+    raise CheckpointError(f"there is no folder {shown(str(path))}: pass the folder of the {what}.")
 
 
 def display_name(folder: Path) -> str:
