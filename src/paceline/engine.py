@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
@@ -348,7 +347,7 @@ class Engine:
     def prefill(self, sequence: ActiveSequence, progress: PrefillProgress | None = None) -> None:
         """Feed what no kept cache holds of the prompt, and emit the first token.
 
-        If it raises, the sequence is cancelled and can only be closed.
+        If it raises, the sequence can only be closed, and what it has fed stays of use.
         """
         started = time.perf_counter()
         prompt = sequence.prompt_token_ids
@@ -356,16 +355,16 @@ class Engine:
             self._prefixes.take(prompt)
             or self.pair.target.new_cache(self.context_length, self.max_draft_tokens)
         )
+        output = None
         for begin in range(sequence.cache.length, len(prompt), PREFILL_CHUNK):
             chunk = prompt[begin : begin + PREFILL_CHUNK]
             end = begin + len(chunk)
             rows = Rows(cache=sequence.cache, token_ids=chunk, num_outputs=int(end == len(prompt)))
-            with _rolled_back_on_error([sequence]):
-                output = self.pair.target.forward([rows])[0]
-                if end == len(prompt):
-                    settle(sequence, (), output)
+            output = self.pair.target.forward([rows])[0]
             if progress:
                 progress(end, len(prompt))
+        assert output is not None
+        settle(sequence, (), output)
         sequence.stats.prefill_s = sequence.stats.ttft_s = time.perf_counter() - started
 
     def step(self, sequences: Sequence[ActiveSequence]) -> None:
@@ -378,8 +377,13 @@ class Engine:
             return
         assert all(sequence.finish_reason is None for sequence in sequences)
         started = time.perf_counter()
-        with _rolled_back_on_error(sequences):
+        lengths = [sequence.cache.length for sequence in sequences]
+        try:
             outcomes = run_round(self.pair.target, self.pair.drafter, sequences)
+        except BaseException:  # an interrupt too: no cache may keep an unverified draft
+            for sequence, length in zip(sequences, lengths, strict=True):
+                sequence.roll_back(length)
+            raise
         elapsed = time.perf_counter() - started
         for sequence, outcome in zip(sequences, outcomes, strict=True):
             stats = sequence.stats
@@ -404,18 +408,6 @@ class Engine:
             stats=sequence.stats,
             seed=sequence.seed,
         )
-
-
-@contextmanager
-def _rolled_back_on_error(sequences: Sequence[ActiveSequence]) -> Iterator[None]:
-    """Whatever ends a pass early, an interrupt too: no cache keeps anything of it."""
-    lengths = [sequence.cache.length for sequence in sequences]
-    try:
-        yield
-    except BaseException:
-        for sequence, length in zip(sequences, lengths, strict=True):
-            sequence.roll_back(length)
-        raise
 
 
 class Stream:

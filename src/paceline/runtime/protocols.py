@@ -106,7 +106,11 @@ class Target(Protocol):
 
     def forward(self, rows: Sequence[Rows]) -> list[PassOutput]:
         """One pass. Appends the keys and values of all rows; a row's bits depend on its own
-        tokens and cache only (contract C1)."""
+        tokens and cache only (contract C1).
+
+        If it raises, an interrupt too, each `length` counts whole positions only, and a cache
+        that was given at most `max_draft_tokens` + 1 rows can be truncated to where it was.
+        """
 
 
 class Drafter(Protocol):
