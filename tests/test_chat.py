@@ -226,6 +226,7 @@ BAD_CONVERSATIONS = {
     "empty": ([], "the conversation is empty"),
     "a plain text": (["hello"], "message 1 is a str: expected a Message"),
     "unknown role": ([Message("boss", "x")], "message 1 has the role 'boss'"),
+    "role is a list": ([Message(["user"], "x")], r"message 1 has the role \['user'\]"),
     "no text": ([USER, Message("user", 7)], "message 2 has a content of type int"),
     "no content": ([Message("assistant", None)], "content of type NoneType"),
     "parts": ([Message("user", [{"type": "text"}])], "content of type list"),

@@ -147,6 +147,19 @@ def test_merges_that_would_build_a_control_or_byte_token_are_left_out():
         assert 105 not in ids
 
 
+def test_a_control_token_of_one_character_is_out_of_reach():
+    """No merge builds it: only its absence from the encoder's vocabulary keeps it away."""
+    document = small_document()
+    section = max(document["model"]["vocab"].values()) + 1
+    document["model"]["vocab"]["§"] = section
+    document["added_tokens"].append({**document["added_tokens"][0], "id": section, "content": "§"})
+    tokenizer = Tokenizer(document)
+    ids = tokenizer.encode_text("a § b")
+    assert section in tokenizer.control_ids
+    assert section not in ids
+    assert tokenizer.decode(ids) == "a § b"
+
+
 def test_merges_written_as_text_are_read_too():
     document = small_document()
     document["model"]["merges"] = [" ".join(merge) for merge in document["model"]["merges"]]

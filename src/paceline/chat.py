@@ -249,7 +249,7 @@ def _check_message(message: Message, number: int) -> None:
     where = f"message {number}"
     if not isinstance(message, Message):
         raise PromptError(f"{where} is a {type(message).__name__}: expected a Message.")
-    if message.role not in TURN_NAMES:
+    if message.role not in tuple(TURN_NAMES):
         raise PromptError(
             f"{where} has the role {message.role!r}: expected one of {', '.join(TURN_NAMES)}."
         )
