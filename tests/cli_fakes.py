@@ -6,12 +6,14 @@ import io
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from paceline.chat import ToolCall
 from paceline.cli import app, common
+from paceline.config import TargetConfig
+from paceline.engine import Generation
 from paceline.output import Delta
 from paceline.sampling import SamplingParams
 from paceline.sequence import EmittedToken
@@ -36,21 +38,26 @@ def reasoning_delta(text: str) -> Delta:
     return Delta(kind="reasoning", text=text, drafted=False, tool_call=None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FakeGeneration:
-    """The fields of `paceline.engine.Generation`."""
-
-    text: str
-    reasoning: str
-    tool_calls: tuple[ToolCall, ...]
-    tokens: tuple[EmittedToken, ...]
-    finish_reason: str
-    stats: GenerationStats
-    seed: int
-
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        return tuple(token.token_id for token in self.tokens)
+CONFIG = TargetConfig(
+    hidden_size=8,
+    vocab_size=16,
+    layer_kinds=("sliding", "global"),
+    num_heads=2,
+    num_kv_heads=1,
+    num_global_kv_heads=1,
+    head_dim=4,
+    global_head_dim=4,
+    ffn_size=16,
+    sliding_window=4,
+    context_length=512,
+)
+PAIR = SimpleNamespace(
+    name="fake",
+    dtype="float32",
+    num_target_parameters=1000,
+    num_drafter_parameters=10,
+    target=SimpleNamespace(config=CONFIG),
+)
 
 
 @dataclass(kw_only=True)
@@ -70,6 +77,7 @@ class FakeEngine:
     error: Exception | None = None
     changed_by_draft: bool = False
     speed_up: dict[int, float] = field(default_factory=dict)
+    pair: Any = field(default_factory=lambda: PAIR)
     max_draft_tokens: int = 8
     context_length: int = 512
     finish_reason: str = "stop"
@@ -84,7 +92,7 @@ class FakeEngine:
             raise self.error
         return FakeStream(self, arguments.get("draft"), arguments["sampling"].seed)
 
-    def generate(self, prompt: Any, **arguments: Any) -> FakeGeneration:
+    def generate(self, prompt: Any, **arguments: Any) -> Generation:
         stream = self.stream(prompt, **arguments)
         for _ in stream:
             pass
@@ -117,7 +125,7 @@ class FakeStream:
             self._reason = "cancelled"
 
     @property
-    def result(self) -> FakeGeneration:
+    def result(self) -> Generation:
         broken = self._engine.changed_by_draft and self._draft > 0
         ids = list(range(len(self._given)))
         if ids and broken:
@@ -126,7 +134,7 @@ class FakeStream:
             kind: "".join(d.text for d in self._given if d.kind == kind)
             for kind in ("text", "reasoning")
         }
-        return FakeGeneration(
+        return Generation(
             text=texts["text"],
             reasoning=texts["reasoning"],
             tool_calls=(),
@@ -166,6 +174,7 @@ class CommandLine:
         self.engine = FakeEngine()
         self.loaded: list[tuple[Any, ...]] = []
         monkeypatch.setattr(common, "load_engine", self._load)
+        monkeypatch.setattr("paceline.bench.ceiling.read_speed", lambda threads: 400_000.0)
         for name in ("NO_COLOR", "FORCE_COLOR"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("TERM", "xterm")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli_fakes import CommandLine, FakeEngine
+from cli_fakes import CONFIG, CommandLine, FakeEngine, text_delta
 from paceline.bench import figure, provenance
+from paceline.bench.ceiling import Ceiling, read_speed, weights_per_token
 from paceline.bench.measure import Plan, measure, measure_prompt
 from paceline.bench.prompts import (
     BenchPrompt,
@@ -27,6 +29,7 @@ from paceline.errors import ConfigError, MissingDependencyError, PromptError
 from paceline.sampling import SamplingParams
 
 KINDS = ("shell", "maths", "code", "edit", "prose", "chat", "extraction")
+CEILING = Ceiling(bytes_per_token=4000, read_bytes_per_s=400_000.0)
 GREEDY = SamplingParams(temperature=0.0, seed=0)
 
 
@@ -232,14 +235,12 @@ def test_one_kind_has_no_row_for_all():
 
 
 def test_an_answer_of_one_token_has_no_speed():
-    from cli_fakes import text_delta
-
     summaries = summaries_of(FakeEngine(deltas=[text_delta("4")]), [prompt()])
     assert [s.decode_tps for s in summaries] == [None] * 3
     assert [s.ratio for s in summaries] == [None] * 3
     assert worst_run(summaries) is None
     assert table(summaries)[1].split() == ["shell", "off", "1", "-", "-", "yes"]
-    json.dumps(document(summaries, [], plan(), {}), allow_nan=False)
+    json.dumps(document(summaries, [], plan(), CEILING, {}), allow_nan=False)
 
 
 @given(st.lists(st.floats(0.01, 1e6), max_size=9))
@@ -264,6 +265,31 @@ def test_table():
         "all        2        2   25.0      1.25  (1.25 to 1.25)          3.00    yes",
         "worst prompt: a with draft 2, 1.25 times the speed without drafting",
     ]
+
+
+# --- the ceiling
+
+
+def test_every_weight_of_a_dense_target_is_read_for_each_token():
+    assert weights_per_token(CONFIG, 1000) == 1000
+
+
+def test_per_layer_rows_and_idle_experts_are_not_read():
+    config = replace(
+        CONFIG,
+        per_layer_size=4,
+        per_layer_vocab_size=16,
+        num_experts=8,
+        num_experts_per_token=2,
+        expert_ffn_size=5,
+    )
+    table, idle = 16 * 2 * 4, 2 * 6 * (3 * 8 * 5)
+    assert weights_per_token(config, 10_000) == 10_000 - table - idle
+
+
+def test_the_ceiling_is_bytes_over_bandwidth():
+    assert CEILING.decode_tps == 100.0
+    assert read_speed(2, num_bytes=1 << 16) > 0
 
 
 # --- where it comes from
@@ -327,6 +353,14 @@ def test_the_last_line_is_one_document(cli, tmp_path):
     assert report["settings"] == {
         "drafts": [0, 2, 4], "repeats": 5, "max_tokens": 128, "temperature": 0.0, "seed": 3,
     }  # fmt: skip
+    assert report["ceiling"] == {
+        "bytes_per_token": 4000, "read_bytes_per_s": 400_000, "decode_tps": 100.0, "reached": 0.2,
+    }  # fmt: skip
+    assert report["model"]["name"] == "fake"
+    assert outcome.stdout.startswith(
+        "ceiling without drafting: 100.0 tok/s (0.0 MB of weights a token, read at 0.0 GB/s)\n"
+    )
+    assert "reached without drafting: 20 % of the ceiling" in outcome.stdout
     run = report["runs"][2]
     assert (run["prompt"], run["draft"], run["ratio"]) == ("shell/list-hidden-files", 4, 2.0)
     assert (run["acceptance_length"], run["equal"]) == (4.0, True)
@@ -410,8 +444,6 @@ def test_a_figure_is_drawn_the_same_twice(cli, tmp_path):
 
 
 def test_a_png_figure_without_measured_speed(cli, tmp_path):
-    from cli_fakes import text_delta
-
     cli.engine.deltas = [text_delta("4")]
     file = tmp_path / "speed.png"
     assert cli.run("bench", "--limit", "1", "--figure", str(file)).code == 0

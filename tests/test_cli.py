@@ -34,6 +34,7 @@ from paceline.cli import (
     terminal,
 )
 from paceline.cli import demo as demo_command
+from paceline.engine import DEFAULT_MAX_TOKENS, Engine
 from paceline.errors import CheckpointError, ConfigError, PromptError
 from paceline.stats import GenerationStats
 
@@ -264,21 +265,19 @@ def test_an_interrupt_leaves_the_text_and_the_status_130(cli):
 
 
 def test_a_config_at_fault_in_a_model_folder_is_no_wrong_usage(monkeypatch):
-    engine = pytest.importorskip("paceline.engine")
 
     def load(*_: object, **__: object) -> None:
         raise ConfigError("hidden_size=0 is out of range.")
 
-    monkeypatch.setattr(engine.Engine, "load", load)
+    monkeypatch.setattr(Engine, "load", load)
     with pytest.raises(CheckpointError, match="hidden_size=0"):
         common.load_engine(None, "auto")
 
 
 @pytest.mark.parametrize(("drafter", "given"), [("none", None), ("auto", "auto"), ("d", "d")])
 def test_the_drafter_none_means_no_drafter(monkeypatch, drafter, given):
-    engine = pytest.importorskip("paceline.engine")
     seen = []
-    monkeypatch.setattr(engine.Engine, "load", lambda *a, **k: seen.append(a))
+    monkeypatch.setattr(Engine, "load", lambda *a, **k: seen.append(a))
     common.load_engine("m", drafter)
     assert seen == [("m", given)]
 
@@ -311,8 +310,7 @@ def test_a_help_text_imports_nothing_slow():
 
 
 def test_the_default_length_is_that_of_the_engine():
-    engine = pytest.importorskip("paceline.engine")
-    assert engine.DEFAULT_MAX_TOKENS == options.MAX_TOKENS
+    assert DEFAULT_MAX_TOKENS == options.MAX_TOKENS
 
 
 FAKE_PROGRAM = """

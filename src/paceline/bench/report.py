@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 
+from paceline.bench.ceiling import Ceiling
 from paceline.bench.measure import Plan, Skipped
 from paceline.bench.summary import KindSummary, RunSummary, Spread, by_kind, worst_run
 
@@ -14,6 +16,7 @@ def document(
     summaries: Sequence[RunSummary],
     skipped: Sequence[Skipped],
     plan: Plan,
+    ceiling: Ceiling,
     provenance: dict[str, object],
 ) -> dict[str, object]:
     """All results under stable names. `spread` is [lowest, highest]; null was not measured."""
@@ -26,11 +29,23 @@ def document(
             "temperature": plan.sampling.temperature,
             "seed": plan.sampling.seed,
         },
+        "ceiling": {
+            "bytes_per_token": ceiling.bytes_per_token,
+            "read_bytes_per_s": round(ceiling.read_bytes_per_s),
+            "decode_tps": _rounded(ceiling.decode_tps),
+            "reached": _rounded(reached(summaries, ceiling)),
+        },
         "equal": all(summary.equal for summary in summaries),
         "runs": [_run_row(summary) for summary in summaries],
         "kinds": [_kind_row(kind) for kind in by_kind(summaries)],
         "skipped": [{"prompt": s.prompt.name, "reason": s.reason} for s in skipped],
     }
+
+
+def reached(summaries: Sequence[RunSummary], ceiling: Ceiling) -> float | None:
+    """The share of the ceiling that decoding without drafting got to: the median over prompts."""
+    plain = [s.decode_tps.median for s in summaries if s.draft == 0 and s.decode_tps]
+    return median(plain) / ceiling.decode_tps if plain else None
 
 
 def _run_row(summary: RunSummary) -> dict[str, object]:
@@ -75,6 +90,21 @@ def _ends(spread: Spread | None) -> list[float] | None:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, DIGITS)
+
+
+def ceiling_line(ceiling: Ceiling) -> str:
+    return (
+        f"ceiling without drafting: {ceiling.decode_tps:.1f} tok/s "
+        f"({ceiling.bytes_per_token / 1e6:.1f} MB of weights a token, "
+        f"read at {ceiling.read_bytes_per_s / 1e9:.1f} GB/s)"
+    )
+
+
+def reached_line(summaries: Sequence[RunSummary], ceiling: Ceiling) -> list[str]:
+    share = reached(summaries, ceiling)
+    return (
+        [] if share is None else [f"reached without drafting: {100 * share:.0f} % of the ceiling"]
+    )
 
 
 def table(summaries: Sequence[RunSummary]) -> list[str]:

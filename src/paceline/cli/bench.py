@@ -13,6 +13,7 @@ from paceline.cli.progress import LateBar
 from paceline.errors import ConfigError, PromptError
 
 if TYPE_CHECKING:
+    from paceline.bench.ceiling import Ceiling
     from paceline.bench.measure import Plan, Skipped
     from paceline.bench.prompts import BenchPrompt
     from paceline.bench.summary import RunSummary
@@ -67,8 +68,11 @@ def bench(
         model, drafter, dtype=dtype, threads=threads, progress=not no_progress
     )
     plan = _plan(engine, drafts, repeats, max_tokens, temperature, seed)
+    ceiling = _ceiling(engine, threads)
     summaries, skipped = _measured(engine, chosen, plan, progress=not no_progress)
-    _publish(summaries, skipped, plan, threads, json_file, figure)
+    report = _reported(summaries, skipped, plan, ceiling, _conditions(engine, threads))
+    _write_files(report, summaries, json_file, figure)
+    print(json.dumps(report, allow_nan=False))
     if not summaries:
         raise PromptError(f"none of the {len(chosen)} prompts could be measured, see above.")
     if not all(summary.equal for summary in summaries):
@@ -131,24 +135,54 @@ def _measured(
     return summarise(runs), skipped
 
 
-def _publish(
+def _ceiling(engine: Engine, threads: int | None) -> Ceiling:
+    from paceline.bench.ceiling import measure_ceiling
+    from paceline.bench.provenance import available_processors
+    from paceline.bench.report import ceiling_line
+
+    ceiling = measure_ceiling(engine.pair, threads or available_processors())
+    print(ceiling_line(ceiling), flush=True)
+    return ceiling
+
+
+def _conditions(engine: Engine, threads: int | None) -> dict[str, object]:
+    """What was measured, and on what."""
+    from paceline.bench.provenance import provenance
+
+    model = {
+        "name": engine.pair.name,
+        "dtype": engine.pair.dtype,
+        "target_parameters": engine.pair.num_target_parameters,
+        "drafter_parameters": engine.pair.num_drafter_parameters,
+    }
+    return {**provenance(threads=threads), "model": model}
+
+
+def _reported(
     summaries: list[RunSummary],
     skipped: list[Skipped],
     plan: Plan,
-    threads: int | None,
+    ceiling: Ceiling,
+    conditions: dict[str, object],
+) -> dict[str, object]:
+    """Print the table, and return the document."""
+    from paceline.bench.report import document, reached_line, table
+
+    for line in [*table(summaries), *reached_line(summaries, ceiling)]:
+        print(line)
+    return document(summaries, skipped, plan, ceiling, conditions)
+
+
+def _write_files(
+    report: dict[str, object],
+    summaries: list[RunSummary],
     json_file: Path | None,
     figure: Path | None,
 ) -> None:
     from paceline.bench.figure import draw
-    from paceline.bench.provenance import provenance
-    from paceline.bench.report import document, table
     from paceline.bench.summary import by_kind
 
-    report = document(summaries, skipped, plan, provenance(threads=threads))
-    for line in table(summaries):
-        print(line)
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if figure is not None:
         draw(by_kind(summaries), figure)
-    print(json.dumps(report, allow_nan=False))

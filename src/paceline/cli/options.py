@@ -74,7 +74,8 @@ Stats = Annotated[
     typer.Option(help="Statistics on standard error. Default: footer on a terminal, else none."),
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Processor threads. Default: the runtime's choice.")
+    int | None,
+    typer.Option(min=1, max=1024, help="Processor threads. Default: the runtime's choice."),
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Arithmetic of the weights.")]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Draw no progress bars.")]

@@ -1,0 +1,9 @@
+"""One thread for tensors of the size that tests use.
+
+Two threads that wait for each other actively make tiny models up to a hundred times slower where
+something else keeps the processors busy. Tests of thread counts set their own.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
