@@ -93,6 +93,7 @@ class FakeCache:
 
     def write(self, token_id: int) -> None:
         assert self.length < self.max_length
+        assert 0 <= token_id < VOCAB_SIZE
         self.hashes.append(hashed(self.hashes[-1] if self.hashes else 0, token_id))
         self.ring[self.length % len(self.ring)] = (self.length, token_id)
         self.length += 1
@@ -151,6 +152,7 @@ class FakeTarget:
         self.ends_at = ends_at
         self.ring_slots = ring_slots
         self.passes: list[list[int]] = []  # row counts of each
+        self.num_outputs: list[int] = []  # rows of each whose scores were asked for
         self.interrupt_at: int | None = None  # index of the pass that raises
         self.error: BaseException = KeyboardInterrupt()
 
@@ -160,6 +162,7 @@ class FakeTarget:
 
     def forward(self, rows: Sequence[Rows]) -> list[PassOutput]:
         self.passes.append([len(share.token_ids) for share in rows])
+        self.num_outputs.append(sum(share.num_outputs for share in rows))
         outputs = []
         for share in rows:
             for token_id in share.token_ids:

@@ -195,6 +195,7 @@ def test_prefill_comes_in_chunks_that_report():
     length = 1 + len(text)
     assert reports == [(PREFILL_CHUNK, length), (2 * PREFILL_CHUNK, length), (length, length)]
     assert engine.pair.target.passes[:3] == [[PREFILL_CHUNK], [PREFILL_CHUNK], [1]]
+    assert engine.pair.target.num_outputs[:3] == [0, 0, 1]
     stream.close()
 
 
