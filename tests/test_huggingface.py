@@ -492,6 +492,8 @@ HOSTILE_TARGETS = {
     "flag as a number": (text(use_double_wide_mlp=1), "expected true or false"),
     "other activation": (text(hidden_activation="silu"), "no other activation"),
     "attention biases": (text(attention_bias=True), "no attention biases"),
+    "zero for no biases": (text(attention_bias=0), "no attention biases"),
+    "one for tied": (text(tie_word_embeddings=1), "one matrix"),
     "attention soft-cap": (text(attn_logit_softcapping=50.0), "does not cap attention"),
     "untied embeddings": (text(tie_word_embeddings=False), "one matrix"),
     "untied outside": (
@@ -927,6 +929,8 @@ def test_written_defaults_come_back_and_transformers_reads_them(saved, tmp_path)
     again = open_target(folder)
     assert again.defaults == defaults
     assert again.tokenizer_file.read_text() == "{}"
+    with safetensors.safe_open(folder / "model.safetensors", framework="np") as file:
+        assert file.metadata() == {"format": "pt"}
     theirs = GenerationConfig.from_pretrained(folder)
     assert (theirs.temperature, theirs.top_k, theirs.top_p) == (0.8, 40, 0.9)
     assert theirs.eos_token_id == [1, 106, 50]

@@ -237,7 +237,7 @@ def _write_weights(folder: Path, table: NameTable, weights: Arrays, dtype: Store
         folder / SINGLE_FILE,
         {table.file_name(spec): weights[spec.name] for spec in table.specs},
         dtypes={table.file_name(spec): dtype for spec in table.specs if spec.kind == "weight"},
-        metadata={"format": "pt"},  # transformers refuses files that do not say so
+        metadata={"format": "pt"},  # as transformers writes it
     )
 
 
