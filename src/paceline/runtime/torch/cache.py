@@ -20,7 +20,7 @@ def blocks_for(positions: int) -> int:
 
 
 class LayerStore:
-    """K and V of one layer, each [G, slots, H], zero where never written.
+    """K and V of one layer, each [blocks, G, BLOCK, H], zero where never written.
 
     Args:
         ring_slots: slots of a sliding layer's ring; None for a table that grows.
@@ -29,17 +29,20 @@ class LayerStore:
     def __init__(
         self, spec: LayerSpec, ring_slots: int | None, max_length: int, dtype: torch.dtype
     ) -> None:
-        self.window = spec.window
         self.is_ring = ring_slots is not None
-        self.max_slots = blocks_for(max_length) * BLOCK
-        slots = blocks_for(ring_slots) * BLOCK if ring_slots else BLOCK
-        shape = (spec.num_kv_heads, min(slots, self.max_slots), spec.head_dim)
+        self.max_blocks = blocks_for(max_length)
+        blocks = min(blocks_for(ring_slots) if ring_slots else 1, self.max_blocks)
+        shape = (blocks, spec.num_kv_heads, BLOCK, spec.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype)
         self.values = torch.zeros(shape, dtype=dtype)
 
     @property
+    def num_blocks(self) -> int:
+        return self.keys.shape[0]
+
+    @property
     def num_slots(self) -> int:
-        return self.keys.shape[1]
+        return self.num_blocks * BLOCK
 
     @property
     def kv_bytes(self) -> int:
@@ -49,31 +52,47 @@ class LayerStore:
         """Make room for `length` positions; doubles, so that copying stays linear in total."""
         if self.is_ring or length <= self.num_slots:
             return
-        slots = min(max(2 * self.num_slots, blocks_for(length) * BLOCK), self.max_slots)
-        self.keys, self.values = (self._grown(x, slots) for x in (self.keys, self.values))
+        blocks = min(max(2 * self.num_blocks, blocks_for(length)), self.max_blocks)
+        self.keys, self.values = (self._grown(x, blocks) for x in (self.keys, self.values))
 
     @staticmethod
-    def _grown(old: Tensor, slots: int) -> Tensor:
-        new = old.new_zeros((old.shape[0], slots, old.shape[2]))
-        new[:, : old.shape[1]] = old
+    def _grown(old: Tensor, blocks: int) -> Tensor:
+        new = old.new_zeros((blocks, *old.shape[1:]))
+        new[: old.shape[0]] = old
         return new
 
     def write(self, start: int, keys: Tensor, values: Tensor) -> None:
         """Store rows [T, G, H] at positions `start`, +1, ... in the stored type."""
-        slots = torch.arange(start, start + keys.shape[0]) % self.num_slots
-        self.keys[:, slots] = keys.transpose(0, 1).to(self.keys.dtype)
-        self.values[:, slots] = values.transpose(0, 1).to(self.values.dtype)
+        begin, count = 0, keys.shape[0]
+        while begin < count:
+            block, slot = divmod((start + begin) % self.num_slots, BLOCK)
+            end = min(count, begin + BLOCK - slot)
+            slots = slice(slot, slot + end - begin)
+            self.keys[block, :, slots] = keys[begin:end].transpose(0, 1)
+            self.values[block, :, slots] = values[begin:end].transpose(0, 1)
+            begin = end
 
     def read_blocks(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Blocks `first` to `last` of absolute positions, in float32. Each [G, n, BLOCK, H]"""
+        """Blocks `first` to `last` of absolute positions, in float32. Each [n, G, BLOCK, H]"""
         return self._blocks(self.keys, first, last), self._blocks(self.values, first, last)
 
+    def read(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Positions `first` to `last`, in float32. Each [G, last - first + 1, H]"""
+        first_block = first // BLOCK
+        kept = slice(first - first_block * BLOCK, last + 1 - first_block * BLOCK)
+        keys, values = self.read_blocks(first_block, last // BLOCK)
+        return (
+            keys.transpose(0, 1).flatten(1, 2)[:, kept],
+            values.transpose(0, 1).flatten(1, 2)[:, kept],
+        )
+
     def _blocks(self, stored: Tensor, first: int, last: int) -> Tensor:
-        folded = stored.unflatten(1, (-1, BLOCK))
-        if last < folded.shape[1]:
-            return folded[:, first : last + 1].float()
-        indices = torch.arange(first, last + 1) % folded.shape[1]
-        return folded[:, indices].float()
+        begin = first % self.num_blocks
+        end = begin + last + 1 - first
+        if end <= self.num_blocks:
+            return stored[begin:end].float()
+        wrapped = end - self.num_blocks
+        return torch.cat((stored[begin:], stored[:wrapped])).float()
 
 
 class TorchKVCache:
@@ -87,8 +106,8 @@ class TorchKVCache:
     def __init__(
         self, config: TargetConfig, *, max_length: int, slack: int, dtype: torch.dtype
     ) -> None:
-        self._slack = slack
         self._max_length = max_length
+        self._window = config.sliding_window
         self._length = 0
         self._written = 0  # highest position ever written + 1: what the rings have overwritten
         # One more block than the window needs: the oldest block is only partly visible.
@@ -98,6 +117,9 @@ class TorchKVCache:
             for spec in config.layers
             if spec.owns_kv
         }
+        self._ring_slots = min(
+            (store.num_slots for store in self.layers.values() if store.is_ring), default=None
+        )
 
     @property
     def length(self) -> int:
@@ -109,9 +131,10 @@ class TorchKVCache:
 
     @property
     def shortest_truncation(self) -> int:
-        rings = [store.num_slots for store in self.layers.values() if store.is_ring]
-        nothing_lost = self._written <= min(rings, default=self._written)
-        return 0 if nothing_lost else self._written - self._slack
+        """The next row must find the `window - 1` positions before it in the rings."""
+        if self._ring_slots is None or self._written <= self._ring_slots:
+            return 0
+        return self._written - self._ring_slots + self._window - 1
 
     @property
     def kv_bytes(self) -> int:

@@ -5,16 +5,18 @@ Nothing here can change the text, only how much of a draft is accepted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import chain, repeat
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from paceline.config import DrafterConfig, LayerSpec
+from paceline.config import DrafterConfig, LayerKind, LayerSpec
 from paceline.runtime.protocols import Draft, DraftRequest
 from paceline.runtime.torch.cache import TorchKVCache
-from paceline.runtime.torch.cached import attend_cached
+from paceline.runtime.torch.cached import attend_keys
 from paceline.runtime.torch.models import DrafterModel, TargetModel
 from paceline.sampling import draw
 
@@ -50,13 +52,14 @@ class TorchDrafter:
         assert isinstance(cache, TorchKVCache)
         assert isinstance(request.hidden, Tensor)
         length = cache.length
-        attend = DraftAttention(cache, self.donors)
-        position = length - 1 if self.position == "last_written" else length
-        rope = self.model.rope_tables(torch.tensor([position]), request.hidden.dtype)
+        attend = FrozenAttention(cache, self.donors, self.config.sliding_window)
+        place = length - 1 if self.position == "last_written" else length
+        rope = self.model.rope_tables(torch.tensor([place]), request.hidden.dtype)
         token, hidden = request.last_token, request.hidden[None]
         tokens: list[int] = []
         confidences: list[float] = []
-        for step in range(request.max_draft_tokens):
+        bounds = chain(request.stop.min_confidences, repeat(-math.inf))
+        for step, bound in zip(range(request.max_draft_tokens), bounds, strict=False):
             x = self.model.step(self.target.embed(torch.tensor([token])), hidden, rope, attend)
             token_ids, scores = self.model.head(x[0])
             token, confidence = draw(
@@ -65,9 +68,7 @@ class TorchDrafter:
                 request.draw,
                 None if token_ids is None else token_ids.numpy(),
             )
-            if step < len(request.stop.min_confidences) and (
-                confidence < request.stop.min_confidences[step]
-            ):
+            if confidence < bound:
                 break
             tokens.append(token)
             confidences.append(confidence)
@@ -77,20 +78,21 @@ class TorchDrafter:
         return Draft(tokens=tuple(tokens), confidences=tuple(confidences))
 
 
+class FrozenAttention:
+    """What a draft's queries see of the target: the donor layer of each kind.
 
-class DraftAttention:
-    """Reads the target's donor layer of each kind; one query row, every key is in its past."""
+    Read once, for it does not change within a round. Visibility counts from the newest key,
+    whatever the query's rotary position, so no key needs a mask.
+    """
 
-    def __init__(self, cache: TorchKVCache, donors: dict[str, int]) -> None:
-        self.cache = cache
-        self.donors = donors
-        # Visibility counts from the newest key, whatever the query's rotary position.
-        self.positions = torch.tensor([cache.length - 1])
+    def __init__(self, cache: TorchKVCache, donors: dict[LayerKind, int], window: int) -> None:
+        last = cache.length - 1
+        first = {"sliding": max(0, last - window + 1), "global": 0}
+        self.seen = {
+            kind: cache.layers[donor].read(first[kind], last) for kind, donor in donors.items()
+        }
 
     def __call__(
         self, spec: LayerSpec, query: Tensor, key: Tensor | None, value: Tensor | None
     ) -> Tensor:
-        store = self.cache.layers[self.donors[spec.kind]]
-        return attend_cached(
-            query, store, self.positions, self.cache.length - 1, spec.window
-        )
+        return attend_keys(query, *self.seen[spec.kind])

@@ -85,10 +85,13 @@ class Attention(nn.Module):
         key = value = None
         if self.spec.owns_kv:
             key = self.k_proj(x).unflatten(-1, (-1, head_dim))  # [..., G, H]
-            raw = key if self.spec.values_from_keys else self.v_proj(x).unflatten(-1, (-1, head_dim))
+            raw = (
+                key if self.spec.values_from_keys else self.v_proj(x).unflatten(-1, (-1, head_dim))
+            )
             value = rms_norm(raw, None, self.eps)
             key = apply_rope(self.k_norm(key), rope)
-        return self.o_proj(attend(self.spec, query, key, value).flatten(-2))
+        out: Tensor = self.o_proj(attend(self.spec, query, key, value).flatten(-2))
+        return out
 
 
 class FeedForward(nn.Module):
@@ -100,7 +103,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate = F.gelu(self.gate_proj(x), approximate="tanh")
-        return self.down_proj(gate * self.up_proj(x))
+        out: Tensor = self.down_proj(gate * self.up_proj(x))
+        return out
 
 
 class Router(nn.Module):
@@ -178,9 +182,7 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, rope: Rope, attend: Attend, per_layer: Tensor | None) -> Tensor:
         """x [..., D], per_layer [..., P] or None -> [..., D]"""
-        x = x + self.post_attention_layernorm(
-            self.self_attn(self.input_layernorm(x), rope, attend)
-        )
+        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), rope, attend))
         x = x + self.post_feedforward_layernorm(self._feed_forward(x))
         if per_layer is not None:
             gate = F.gelu(self.per_layer_input_gate(x), approximate="tanh")
@@ -188,11 +190,11 @@ class DecoderLayer(nn.Module):
         return x * self.layer_scalar.to(x.dtype)
 
     def _feed_forward(self, residual: Tensor) -> Tensor:
-        dense = self.mlp(self.pre_feedforward_layernorm(residual))
+        dense: Tensor = self.mlp(self.pre_feedforward_layernorm(residual))
         if not self.has_experts:
             return dense
         rows = residual.reshape(-1, residual.shape[-1])
         sparse = self.experts(self.pre_feedforward_layernorm_2(rows), self.router(rows))
-        return self.post_feedforward_layernorm_1(dense) + self.post_feedforward_layernorm_2(
-            sparse.view_as(residual)
-        )
+        sparse = self.post_feedforward_layernorm_2(sparse.view_as(residual))
+        out: Tensor = self.post_feedforward_layernorm_1(dense) + sparse
+        return out

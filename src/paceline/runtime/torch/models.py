@@ -13,27 +13,28 @@ from paceline.config import DrafterConfig, LayerKind, TargetConfig
 from paceline.runtime.torch.layers import (
     Attend,
     DecoderLayer,
-    Rope,
     RMSNorm,
-    rms_norm,
+    Rope,
     rope_at,
     rope_frequencies,
 )
 
 
 class RopeTables(nn.Module):
-    """Frequencies of the two layer kinds; not part of a checkpoint."""
+    """Frequencies of the two layer kinds. Not buffers: they stay float32, whatever type the
+    weights are given, and are no part of a checkpoint."""
 
     def __init__(self, config: TargetConfig | DrafterConfig) -> None:
         super().__init__()
         kinds: tuple[LayerKind, ...] = ("sliding", "global")
-        for kind in kinds:
-            table = rope_frequencies(config.rope(kind), config.head_dim_of(kind))
-            self.register_buffer(kind, table, persistent=False)
+        self.frequencies = {
+            kind: rope_frequencies(config.rope(kind), config.head_dim_of(kind)) for kind in kinds
+        }
 
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> dict[str, Rope]:
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> dict[LayerKind, Rope]:
         return {
-            kind: rope_at(positions, self.get_buffer(kind), dtype) for kind in ("sliding", "global")
+            kind: rope_at(positions, table.to(positions.device), dtype)
+            for kind, table in self.frequencies.items()
         }
 
 
@@ -57,7 +58,8 @@ class TargetModel(nn.Module):
     def embed(self, token_ids: Tensor) -> Tensor:
         """Scaled embedding, the scale rounded to the weight's type first. [...] -> [..., D]"""
         scale = torch.tensor(self.config.hidden_size**0.5, dtype=self.embed_tokens.weight.dtype)
-        return self.embed_tokens(token_ids) * scale
+        rows: Tensor = self.embed_tokens(token_ids)
+        return rows * scale
 
     def per_layer_inputs(self, token_ids: Tensor, embedded: Tensor) -> list[Tensor | None]:
         """One [..., P] tensor per layer, or None where the model has none (section 2.3)."""
@@ -81,6 +83,7 @@ class TargetModel(nn.Module):
         per_layer = self.per_layer_inputs(token_ids, x)
         rope = self.rope_tables(positions, x.dtype)
         for layer, extra in zip(self.layers[:num_layers], per_layer, strict=False):
+            assert isinstance(layer, DecoderLayer)
             x = layer(x, rope[layer.spec.kind], attend, extra)
         return x
 
@@ -125,12 +128,16 @@ class DrafterModel(nn.Module):
             self.masked_embedding = CentroidHead(config)
         self.rope_tables = RopeTables(config)
 
-    def step(self, embedded: Tensor, hidden: Tensor, rope: dict[str, Rope], attend: Attend) -> Tensor:
+    def step(
+        self, embedded: Tensor, hidden: Tensor, rope: dict[LayerKind, Rope], attend: Attend
+    ) -> Tensor:
         """One draft step up to the final norm. embedded, hidden [..., D target] -> [..., D]"""
-        x = self.pre_projection(torch.cat((embedded, hidden), dim=-1))
+        x: Tensor = self.pre_projection(torch.cat((embedded, hidden), dim=-1))
         for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
             x = layer(x, rope[layer.spec.kind], attend, None)
-        return self.norm(x)
+        normed: Tensor = self.norm(x)
+        return normed
 
     def head(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         """One row's scores: (token ids or None for all, logits). x [D]"""
@@ -139,6 +146,3 @@ class DrafterModel(nn.Module):
             return None, nn.functional.linear(x, weight)
         token_ids = self.masked_embedding.candidates(x)
         return token_ids, nn.functional.linear(x, weight[token_ids])
-
-
-__all__ = ["CentroidHead", "DrafterModel", "RopeTables", "TargetModel", "rms_norm"]

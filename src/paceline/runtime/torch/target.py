@@ -17,13 +17,13 @@ from torch import Tensor
 from paceline.config import LayerSpec, TargetConfig, check_range
 from paceline.runtime.protocols import KVCache, PassOutput, Rows
 from paceline.runtime.torch.cache import TorchKVCache
-from paceline.runtime.torch.cached import attend_cached
+from paceline.runtime.torch.cached import VisibleKeys, attend_cached, visible_keys
 from paceline.runtime.torch.models import TargetModel
 
 TILE = 8
 
 
-@dataclass
+@dataclass(frozen=True)
 class Span:
     """Consecutive rows of one sequence inside a tile, at `offset`, +1, ... of the tile."""
 
@@ -33,6 +33,14 @@ class Span:
     source: int  # index of the `Rows` it came from
     start: int  # position of its first row
     offset: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.offset, self.offset + len(self.token_ids))
+
+    @property
+    def output_rows(self) -> slice:
+        return slice(self.rows.stop - self.num_outputs, self.rows.stop)
 
 
 class TorchTarget:
@@ -68,34 +76,39 @@ class TorchTarget:
             hidden = self._run_tile(tile)
             for span in tile:
                 span.cache.advance(len(span.token_ids))
-                if span.num_outputs:
-                    end = span.offset + len(span.token_ids)
-                    assert hidden is not None
-                    parts[span.source].append(hidden[end - span.num_outputs : end])
-        return [self._output(part) for part in parts]
+                if hidden is not None and span.num_outputs:
+                    parts[span.source].append(hidden[span.output_rows])
+        return self._outputs(parts)
 
     def _run_tile(self, tile: list[Span]) -> Tensor | None:
         """Final-normed hidden rows [TILE, D], or None where no row's output is wanted: then the
         layers that own no KV are skipped, for they would leave nothing behind."""
-        token_ids = torch.full((TILE,), self.config.pad_token_id)
-        positions = torch.zeros(TILE, dtype=torch.int64)
+        token_ids = [self.config.pad_token_id] * TILE
+        positions = [0] * TILE
         for span in tile:
-            rows = slice(span.offset, span.offset + len(span.token_ids))
-            token_ids[rows] = torch.tensor(span.token_ids)
-            positions[rows] = torch.arange(span.start, span.start + len(span.token_ids))
+            token_ids[span.rows] = span.token_ids
+            positions[span.rows] = range(span.start, span.start + len(span.token_ids))
         wanted = any(span.num_outputs for span in tile)
         num_layers = None if wanted else self.config.first_shared_layer
-        attend = TileAttention(tile)
-        x = self.model.run_layers(token_ids, positions, attend, num_layers)
+        x = self.model.run_layers(
+            torch.tensor(token_ids), torch.tensor(positions), TileAttention(tile), num_layers
+        )
         return self.model.norm(x) if wanted else None
 
-    def _output(self, parts: list[Tensor]) -> PassOutput:
-        if not parts:
+    def _outputs(self, parts: list[list[Tensor]]) -> list[PassOutput]:
+        """Logits of the wanted rows, in tiles that sequences share again."""
+        counts = [sum(len(part) for part in share) for share in parts]
+        if not any(counts):
             empty = np.empty((0, self.config.vocab_size), dtype=np.float32)
-            return PassOutput(logits=empty, hidden=())
-        hidden = torch.cat(parts)
-        logits = torch.cat([self._tiled_logits(tile) for tile in hidden.split(TILE)])
-        return PassOutput(logits=logits.float().numpy(), hidden=hidden.unbind())
+            return [PassOutput(logits=empty, hidden=()) for _ in parts]
+        hidden = torch.cat([part for share in parts for part in share])
+        logits = torch.cat([self._tiled_logits(tile) for tile in torch.split(hidden, TILE)]).float()
+        return [
+            PassOutput(logits=scores.numpy(), hidden=states.unbind())
+            for scores, states in zip(
+                torch.split(logits, counts), torch.split(hidden, counts), strict=True
+            )
+        ]
 
     def _tiled_logits(self, hidden: Tensor) -> Tensor:
         padded = hidden.new_zeros((TILE, hidden.shape[1]))
@@ -108,25 +121,36 @@ class TileAttention:
 
     def __init__(self, tile: list[Span]) -> None:
         self.tile = tile
+        self.visible: dict[tuple[int, int | None], VisibleKeys] = {}
 
     def __call__(
         self, spec: LayerSpec, query: Tensor, key: Tensor | None, value: Tensor | None
     ) -> Tensor:
-        out = torch.zeros_like(query)
-        for span in self.tile:
-            count = len(span.token_ids)
-            rows = slice(span.offset, span.offset + count)
-            assert spec.kv_layer is not None
+        assert spec.kv_layer is not None
+        outputs = []
+        for index, span in enumerate(self.tile):
             store = span.cache.layers[spec.kv_layer]
             if key is not None and value is not None:
-                store.write(span.start, key[rows], value[rows])
-            padded = torch.zeros_like(query)
-            padded[:count] = query[rows]
+                store.write(span.start, key[span.rows], value[span.rows])
+            # All rows of the tile ask, so that the shape is fixed; only the span's own count.
+            outputs.append(attend_cached(query, store, self._visible(index, spec.window)))
+        if len(outputs) == 1:
+            return outputs[0]
+        mixed = torch.zeros_like(query)
+        for span, output in zip(self.tile, outputs, strict=True):
+            mixed[span.rows] = output[span.rows]
+        return mixed
+
+    def _visible(self, index: int, window: int | None) -> VisibleKeys:
+        """Computed once for all layers of a kind. Foreign rows stand where the span begins."""
+        if (index, window) not in self.visible:
+            span = self.tile[index]
+            count = len(span.token_ids)
             positions = torch.full((TILE,), span.start)
-            positions[:count] += torch.arange(count)
+            positions[span.rows] += torch.arange(count)
             last_key = span.start + count - 1
-            out[rows] = attend_cached(padded, store, positions, last_key, spec.window)[:count]
-        return out
+            self.visible[index, window] = visible_keys(positions, last_key, window)
+        return self.visible[index, window]
 
 
 def pack_tiles(rows: Sequence[Rows]) -> list[list[Span]]:

@@ -74,12 +74,12 @@ def _windowed_blocks(query: Tensor, key: Tensor, value: Tensor, window: int) -> 
     mask = torch.cat((first[None], visible[None].expand(blocks - 1, -1, -1)))[:, None]
 
     def with_previous(x: Tensor) -> Tensor:  # [B, G, T, H] -> [B·blocks, G, 2W, H]
-        x = x.unflatten(2, (blocks, window))
+        x = torch.unflatten(x, 2, (blocks, window))
         previous = torch.cat((torch.zeros_like(x[:, :, :1]), x[:, :, :-1]), dim=2)
         return torch.cat((previous, x), dim=3).transpose(1, 2).flatten(0, 1)
 
     batch = query.shape[0]
-    folded = query.unflatten(2, (blocks, window)).transpose(1, 2).flatten(0, 1)
+    folded = torch.unflatten(query, 2, (blocks, window)).transpose(1, 2).flatten(0, 1)
     out = F.scaled_dot_product_attention(
         folded,
         with_previous(key),
@@ -88,7 +88,7 @@ def _windowed_blocks(query: Tensor, key: Tensor, value: Tensor, window: int) -> 
         scale=1.0,
         enable_gqa=True,
     )
-    return out.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)
+    return torch.unflatten(out, 0, (batch, blocks)).transpose(1, 2).flatten(2, 3)
 
 
 def forward_whole(model: TargetModel, token_ids: Tensor) -> tuple[Tensor, dict[int, KeysValues]]:
