@@ -54,6 +54,7 @@ CONFIG = TargetConfig(
 PAIR = SimpleNamespace(
     name="fake",
     dtype="float32",
+    threads=3,
     num_target_parameters=1000,
     num_drafter_parameters=10,
     target=SimpleNamespace(config=CONFIG),

@@ -204,6 +204,7 @@ def test_ratios_pair_runs_of_one_repeat():
     assert drafted.ratio is not None
     assert drafted.ratio.median == pytest.approx(1.5)
     assert (drafted.ratio.low, drafted.ratio.high) == pytest.approx((1.5, 1.5))
+    assert by_kind([drafted])[0].decode_tps == drafted.decode_tps
     assert drafted.decode_tps == Spread(
         median=pytest.approx(15.0), low=pytest.approx(7.5), high=pytest.approx(30.0)
     )
@@ -357,6 +358,7 @@ def test_the_last_line_is_one_document(cli, tmp_path):
         "bytes_per_token": 4000, "read_bytes_per_s": 400_000, "decode_tps": 100.0, "reached": 0.2,
     }  # fmt: skip
     assert report["model"]["name"] == "fake"
+    assert report["threads"] == 3
     assert outcome.stdout.startswith(
         "ceiling without drafting: 100.0 tok/s (0.0 MB of weights a token, read at 0.0 GB/s)\n"
     )

@@ -48,6 +48,7 @@ class LoadedPair:
         num_target_parameters: and `num_drafter_parameters`: counts of weights.
         weight_bytes: of both models in their files.
         dtype: in which they run.
+        threads: processor threads that they run on.
     """
 
     target: Target
@@ -59,6 +60,7 @@ class LoadedPair:
     num_drafter_parameters: int = 0
     weight_bytes: int = 0
     dtype: str = "float32"
+    threads: int = 1
 
 
 def load_pair(
@@ -127,6 +129,7 @@ def _load(
         num_drafter_parameters=drafter.weights.num_parameters if drafter else 0,
         weight_bytes=weight_bytes,
         dtype=dtype,
+        threads=runtime.num_threads(),
     )
 
 

@@ -34,11 +34,11 @@ class Ceiling:
         return self.read_bytes_per_s / self.bytes_per_token
 
 
-def measure_ceiling(pair: LoadedPair, threads: int) -> Ceiling:
+def measure_ceiling(pair: LoadedPair) -> Ceiling:
     """The ceiling of this pair's target on this machine, now."""
     weights = weights_per_token(pair.target.config, pair.num_target_parameters)
     return Ceiling(
-        bytes_per_token=weights * DTYPE_BYTES[pair.dtype], read_bytes_per_s=read_speed(threads)
+        bytes_per_token=weights * DTYPE_BYTES[pair.dtype], read_bytes_per_s=read_speed(pair.threads)
     )
 
 

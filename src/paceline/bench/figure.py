@@ -49,7 +49,12 @@ def draw(kinds: Sequence[KindSummary], path: Path) -> None:
     lengths = {_key(k): k.acceptance_length for k in drafted if k.acceptance_length}
     _bars(acceptance, drafted, lengths)
     acceptance.set_ylabel("tokens a round")
-    speed.legend(title="draft length", ncols=len(COLOURS), loc="upper left")
+    figure.legend(
+        *speed.get_legend_handles_labels(),
+        title="draft length",
+        ncols=len(COLOURS),
+        loc="outside upper right",
+    )
     with mpl.rc_context({"svg.hashsalt": "paceline"}):
         metadata = {"Date": None} if path.suffix == ".svg" else {}
         figure.savefig(path, dpi=150, metadata=metadata)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import subprocess
@@ -14,11 +13,11 @@ from pathlib import Path
 PACKAGES = ("paceline", "numpy", "tokenizers", "torch")
 
 
-def provenance(*, threads: int | None) -> dict[str, object]:
+def provenance(*, threads: int) -> dict[str, object]:
     """Everything needed to judge and to repeat a measurement.
 
     Args:
-        threads: as asked for; None reports the number of processors the process may use.
+        threads: that the models ran on.
     """
     commit = source_commit()
     return {
@@ -27,7 +26,7 @@ def provenance(*, threads: int | None) -> dict[str, object]:
         "command": " ".join(["paceline", *map(shlex.quote, sys.argv[1:])]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": processor_name(),
-        "threads": threads or available_processors(),
+        "threads": threads,
         "versions": {"python": platform.python_version()} | _package_versions(),
     }
 
@@ -63,12 +62,6 @@ def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
         if key.strip() == "model name" and value.strip():
             return value.strip()
     return platform.processor() or platform.machine()
-
-
-def available_processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _package_versions() -> dict[str, str]:

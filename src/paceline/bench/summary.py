@@ -49,7 +49,8 @@ class RunSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class KindSummary:
-    """All prompts of a kind with one draft length; spreads are over prompts."""
+    """All prompts of a kind with one draft length; spreads are over prompts, and over the repeats
+    where there is one prompt only."""
 
     kind: str
     draft: int
@@ -120,12 +121,16 @@ def _kind_summary(kind: str, draft: int, group: Sequence[RunSummary]) -> KindSum
         kind=kind,
         draft=draft,
         num_prompts=len(group),
-        decode_tps=Spread.of([s.decode_tps.median for s in group if s.decode_tps]),
-        ratio=Spread.of([s.ratio.median for s in group if s.ratio]),
+        decode_tps=_over_prompts([s.decode_tps for s in group if s.decode_tps]),
+        ratio=_over_prompts([s.ratio for s in group if s.ratio]),
         worst_prompt=worst.prompt if worst else None,
         acceptance_length=total(s.totals for s in group).acceptance_length,
         equal=all(s.equal for s in group),
     )
+
+
+def _over_prompts(spreads: Sequence[Spread]) -> Spread | None:
+    return spreads[0] if len(spreads) == 1 else Spread.of([spread.median for spread in spreads])
 
 
 def worst_run(summaries: Iterable[RunSummary]) -> RunSummary | None:

@@ -68,9 +68,9 @@ def bench(
         model, drafter, dtype=dtype, threads=threads, progress=not no_progress
     )
     plan = _plan(engine, drafts, repeats, max_tokens, temperature, seed)
-    ceiling = _ceiling(engine, threads)
+    ceiling = _ceiling(engine)
     summaries, skipped = _measured(engine, chosen, plan, progress=not no_progress)
-    report = _reported(summaries, skipped, plan, ceiling, _conditions(engine, threads))
+    report = _reported(summaries, skipped, plan, ceiling, _conditions(engine))
     _write_files(report, summaries, json_file, figure)
     print(json.dumps(report, allow_nan=False))
     if not summaries:
@@ -135,17 +135,16 @@ def _measured(
     return summarise(runs), skipped
 
 
-def _ceiling(engine: Engine, threads: int | None) -> Ceiling:
+def _ceiling(engine: Engine) -> Ceiling:
     from paceline.bench.ceiling import measure_ceiling
-    from paceline.bench.provenance import available_processors
     from paceline.bench.report import ceiling_line
 
-    ceiling = measure_ceiling(engine.pair, threads or available_processors())
+    ceiling = measure_ceiling(engine.pair)
     print(ceiling_line(ceiling), flush=True)
     return ceiling
 
 
-def _conditions(engine: Engine, threads: int | None) -> dict[str, object]:
+def _conditions(engine: Engine) -> dict[str, object]:
     """What was measured, and on what."""
     from paceline.bench.provenance import provenance
 
@@ -155,7 +154,7 @@ def _conditions(engine: Engine, threads: int | None) -> dict[str, object]:
         "target_parameters": engine.pair.num_target_parameters,
         "drafter_parameters": engine.pair.num_drafter_parameters,
     }
-    return {**provenance(threads=threads), "model": model}
+    return {**provenance(threads=engine.pair.threads), "model": model}
 
 
 def _reported(

@@ -51,6 +51,10 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
+def num_threads() -> int:
+    return torch.get_num_threads()
+
+
 def _fill(model: nn.Module, weights: Weights, dtype: WeightDtype, count: CountBytes) -> None:
     """Give a model without storage its weights. Non-persistent buffers are left to the caller."""
     model.requires_grad_(False).to(getattr(torch, dtype)).to_empty(device="cpu")
