@@ -1,0 +1,164 @@
+"""The text is a function of weights, prompt, parameters and seed, and of nothing else (C3).
+
+On the pair that ships: whatever drafts, however much, in whatever company, with kept caches or
+without, tokens, log-probabilities and bytes equal those of plain decoding of one sequence.
+"""
+
+import random
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from equality import (
+    DRAFTERS,
+    Divergence,
+    Matrix,
+    answers,
+    chat_prompts,
+    check,
+    compare,
+    long_prompts,
+)
+from paceline.engine import Engine
+from paceline.sampling import SamplingParams
+from paceline.speculative.controller import DraftPlan
+from shipped import shipped_pair
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return shipped_pair()
+
+
+def prompts_of(pair, short, long):
+    """Short ones, and long ones whose answers begin where the sliding rings have turned."""
+    ring = 2 * pair.target.config.sliding_window
+    return chat_prompts(pair, short) + long_prompts(pair, long, min(280, ring + 30))
+
+
+class Restless:
+    """Another draft length each round."""
+
+    def __init__(self):
+        self.random = random.Random(4)
+
+    def plan(self):
+        return DraftPlan(max_draft_tokens=self.random.choice([0, 1, 2, 3, 5, 8, 15]))
+
+    def observe(self, outcome):
+        pass
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_drafting_changes_no_bit(pair, temperature):
+    runs = [
+        *product(["real"], (1, 4, 8)),
+        *product(["recorded"], (2, 8, 15, Restless)),
+        ("random", 4),
+        ("wrong", 3),
+    ]
+    matrix = Matrix(
+        prompts=prompts_of(pair, 5, 3), max_tokens=30, runs=runs, temperatures=[temperature]
+    )
+    report = check(pair, matrix)
+    assert report.tokens_compared == 8 * 30 * len(runs)
+    by_name = {(run.drafter, run.draft): run.acceptance_length for run in report.runs}
+    assert by_name["wrong", "3"] == 1.0
+    assert by_name["recorded", "8"] > 4.0  # or the check would not see accepted drafts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_drafting_changes_no_bit_of_forty_answers(pair, drafter, temperature):
+    """The whole matrix; `benchmarks/equality.py` prints what it found."""
+    matrix = Matrix(
+        prompts=prompts_of(pair, 40, 4),
+        max_tokens=200,
+        runs=list(product([drafter], (1, 2, 4, 8))),
+        temperatures=[temperature],
+    )
+    report = check(pair, matrix)
+    assert report.tokens_compared >= 4 * 40 * 200
+
+
+def test_answers_end_at_the_same_place(pair):
+    """Ends of turns and stop strings, with filters and penalties."""
+    params = SamplingParams(
+        top_k=64, top_p=0.95, repetition_penalty=1.1, frequency_penalty=0.2, top_logprobs=2
+    )
+    matrix = Matrix(
+        prompts=prompts_of(pair, 7, 1),
+        max_tokens=60,
+        runs=[("recorded", 8), ("real", 4)],
+        temperatures=[1.0],
+        ends=True,
+        stop=["the", "\n\n", "is"],
+        params=params,
+    )
+    check(pair, matrix)
+
+
+def test_bfloat16_is_no_exception():
+    pair = shipped_pair("bfloat16")
+    matrix = Matrix(
+        prompts=prompts_of(pair, 3, 1), max_tokens=24, runs=[("recorded", 8), ("real", 3)]
+    )
+    check(pair, matrix)
+
+
+@pytest.mark.parametrize("draft", [0, 4])
+def test_company_in_a_pass_changes_no_bit(pair, draft):
+    """Alone, with one other, with two, and all eight at once."""
+    matrix = Matrix(prompts=prompts_of(pair, 6, 2), max_tokens=24, batch_size=1)
+    alone = answers(Engine(pair, kept_caches=0), matrix, 1.0, draft)
+    for size in (2, 3, 8):
+        together = answers(Engine(pair), replace(matrix, batch_size=size), 1.0, draft)
+        compare(alone, together, f"{size} in a pass")
+
+
+def converse(engine, questions, draft):
+    """Results of a conversation whose prompts hold all that was said, token by token."""
+    history, results = [], []
+    for question in questions:
+        history += question
+        sampling = SamplingParams(seed=9, top_logprobs=2)
+        sequence = engine.open(history, sampling=sampling, max_tokens=20, draft=draft)
+        engine.prefill(sequence)
+        while sequence.finish_reason is None:
+            engine.step([sequence])
+        results.append(engine.close(sequence))
+        history += results[-1].token_ids
+    return results
+
+
+@pytest.mark.parametrize("draft", [0, 8])
+def test_a_kept_cache_changes_no_bit(pair, draft):
+    questions = [*prompts_of(pair, 2, 0), prompts_of(pair, 0, 1)[0][:90]]
+    fresh = converse(Engine(pair, kept_caches=0), questions, draft)
+    kept = converse(Engine(pair), questions, draft)
+    assert all(result.stats.cached_tokens > 0 for result in kept[1:])
+    assert not any(result.stats.cached_tokens for result in fresh)
+    compare(fresh, kept, "with a kept cache")
+
+
+def test_the_chunks_of_a_prefill_change_no_bit(pair, monkeypatch):
+    matrix = Matrix(prompts=prompts_of(pair, 1, 1), max_tokens=8)
+    expected = answers(Engine(pair, kept_caches=0), matrix, 1.0, 4)
+    for size in (1, 7, 1000):
+        monkeypatch.setattr("paceline.engine.PREFILL_CHUNK", size)
+        got = answers(Engine(pair, kept_caches=0), matrix, 1.0, 4)
+        compare(expected, got, f"chunks of {size}")
+
+
+def test_the_check_sees_a_difference(pair):
+    matrix = Matrix(prompts=prompts_of(pair, 2, 0), max_tokens=8)
+    engine = Engine(pair)
+    expected = answers(engine, matrix, 1.0, 0)
+    with pytest.raises(Divergence, match="prompt 0 differs at token"):
+        compare(
+            expected, answers(engine, replace(matrix, prompts=matrix.prompts[::-1]), 1.0, 0), ""
+        )
+    with pytest.raises(Divergence, match="prompt 0 ends differently"):
+        compare(expected, answers(engine, replace(matrix, max_tokens=7), 1.0, 0), "")
