@@ -54,18 +54,18 @@ class Restless:
 def test_drafting_changes_no_bit(pair, temperature):
     runs = [
         *product(["real"], (1, 4, 8)),
-        *product(["recorded"], (2, 8, 15, Restless)),
+        *product(["recorded"], (2, 15, Restless)),
         ("random", 4),
         ("wrong", 3),
     ]
     matrix = Matrix(
-        prompts=prompts_of(pair, 5, 3), max_tokens=30, runs=runs, temperatures=[temperature]
+        prompts=prompts_of(pair, 4, 2), max_tokens=24, runs=runs, temperatures=[temperature]
     )
     report = check(pair, matrix)
-    assert report.tokens_compared == 8 * 30 * len(runs)
+    assert report.tokens_compared == 6 * 24 * len(runs)
     by_name = {(run.drafter, run.draft): run.acceptance_length for run in report.runs}
     assert by_name["wrong", "3"] == 1.0
-    assert by_name["recorded", "8"] > 4.0  # or the check would not see accepted drafts
+    assert by_name["recorded", "15"] > 4.0  # or the check would not see accepted drafts
 
 
 @pytest.mark.slow
@@ -110,10 +110,10 @@ def test_bfloat16_is_no_exception():
 
 @pytest.mark.parametrize("draft", [0, 4])
 def test_company_in_a_pass_changes_no_bit(pair, draft):
-    """Alone, with one other, with two, and all eight at once."""
-    matrix = Matrix(prompts=prompts_of(pair, 6, 2), max_tokens=24, batch_size=1)
+    """Alone, two at a time, and all at once."""
+    matrix = Matrix(prompts=prompts_of(pair, 4, 1), max_tokens=20, batch_size=1)
     alone = answers(Engine(pair, kept_caches=0), matrix, 1.0, draft)
-    for size in (2, 3, 8):
+    for size in (2, 5):
         together = answers(Engine(pair), replace(matrix, batch_size=size), 1.0, draft)
         compare(alone, together, f"{size} in a pass")
 
