@@ -91,8 +91,7 @@ class LayerStore:
         end = begin + last + 1 - first
         if end <= self.num_blocks:
             return stored[begin:end].float()
-        wrapped = end - self.num_blocks
-        return torch.cat((stored[begin:], stored[:wrapped])).float()
+        return stored[torch.arange(begin, end) % self.num_blocks].float()
 
 
 class TorchKVCache:
@@ -152,7 +151,8 @@ class TorchKVCache:
             self._written = 0
 
     def reserve(self, num_rows: int) -> None:
-        """Make room for a pass of `num_rows` more positions.
+        """Make room for a pass of `num_rows` more positions, and count them as written: a pass
+        that is interrupted may have overwritten what their ring slots held.
 
         Raises:
             CacheError: the sequence would outgrow `max_length`.
@@ -163,10 +163,10 @@ class TorchKVCache:
                 f"{length} positions do not fit: this KV cache was made for {self._max_length}. "
                 "Shorten the prompt or ask for fewer tokens."
             )
+        self._written = max(self._written, length)
         for store in self.layers.values():
             store.reserve(length)
 
     def advance(self, num_rows: int) -> None:
         """Count rows that every KV layer has stored."""
         self._length += num_rows
-        self._written = max(self._written, self._length)
