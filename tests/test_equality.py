@@ -6,6 +6,7 @@ without, tokens, log-probabilities and bytes equal those of plain decoding of on
 
 import random
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import pytest
@@ -14,6 +15,7 @@ from equality import (
     DRAFTERS,
     Divergence,
     Matrix,
+    RecordedDrafter,
     answers,
     chat_prompts,
     check,
@@ -21,8 +23,11 @@ from equality import (
     long_prompts,
 )
 from paceline.engine import Engine
+from paceline.loading import load_pair
+from paceline.runtime.torch.target import TileAttention
 from paceline.sampling import SamplingParams
 from paceline.speculative.controller import DraftPlan
+from random_pair import write_random_pair
 from shipped import shipped_pair
 
 
@@ -150,6 +155,55 @@ def test_the_chunks_of_a_prefill_change_no_bit(pair, monkeypatch):
         monkeypatch.setattr("paceline.engine.PREFILL_CHUNK", size)
         got = answers(Engine(pair, kept_caches=0), matrix, 1.0, 4)
         compare(expected, got, f"chunks of {size}")
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+def test_an_interrupt_between_layers_changes_no_bit_of_the_next_turn(tmp_path, monkeypatch, at):
+    """The next prompt goes back as far as the sliding rings allow: what an uncounted tile has
+    overwritten in them must not be used."""
+    pair = load_pair(write_random_pair(tmp_path / "pair"))
+    pair = replace(pair, drafter=RecordedDrafter(pair.drafter))
+    prompt, sampling = [7 + i % 97 for i in range(150)], SamplingParams(seed=3, top_logprobs=2)
+
+    def answer(engine, prompt, draft, interrupted=False):
+        sequence = engine.open(prompt, sampling=sampling, max_tokens=40, draft=draft)
+        engine.prefill(sequence)
+        pair.drafter.expect(sequence.cache, tuple(range(10, 250)))
+        if interrupted:
+            monkeypatch.setattr(TileAttention, "__call__", Interruption(at))
+        while sequence.finish_reason is None:
+            try:
+                engine.step([sequence])
+            except KeyboardInterrupt:
+                monkeypatch.undo()
+        return engine.close(sequence)
+
+    engine = Engine(pair)
+    answer(engine, prompt, 15, interrupted=True)
+    (kept,) = engine._prefixes._kept
+    assert 0 < kept.cache.shortest_truncation < kept.cache.length == len(prompt)
+    back = [*prompt[: kept.cache.shortest_truncation], 9, 8, 7]
+    resumed = answer(engine, back, 0)
+    assert resumed.stats.cached_tokens == len(back) - 3
+    compare([answer(Engine(pair), back, 0)], [resumed], "after an interrupt")
+
+
+class Interruption:
+    """Lets one layer more than `at` of a pass's last tile store its rows, then interrupts."""
+
+    def __init__(self, at):
+        self.calls_left = 4 + at
+        self.attend = TileAttention.__call__
+
+    def __get__(self, attention, _):
+        return partial(self, attention)
+
+    def __call__(self, attention, *layer):
+        result = self.attend(attention, *layer)
+        if not self.calls_left:
+            raise KeyboardInterrupt
+        self.calls_left -= 1
+        return result
 
 
 def test_the_check_sees_a_difference(pair):
