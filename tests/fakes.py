@@ -220,7 +220,8 @@ class FakeDrafter:
         cache = request.cache
         assert 1 <= request.max_draft_tokens <= self.max_draft_tokens
         if self.checks_hidden:
-            assert request.hidden == hashed(cache.seen_from(cache.length - 1))
+            right = hashed(cache.seen_from(cache.length - 1))
+            assert request.hidden == right, "hidden is not of the row that gave the last token"
         table = cache.hashes[-1]
         ring = list(cache.seen_from(cache.length - 1)[1])
         token, tokens = request.last_token, []
