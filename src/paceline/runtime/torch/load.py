@@ -14,7 +14,8 @@ from paceline.checkpoint.weights import Weight, Weights
 from paceline.config import DrafterConfig, TargetConfig
 from paceline.runtime.torch.drafter import TorchDrafter
 from paceline.runtime.torch.models import DrafterModel, RopeTables, TargetModel
-from paceline.runtime.torch.target import TorchTarget
+from paceline.runtime.torch.packed import PackedLinear, can_pack, pack_linears
+from paceline.runtime.torch.target import TILE, TorchTarget
 
 WeightDtype = Literal["float32", "bfloat16"]
 
@@ -29,7 +30,10 @@ def load_target(
         model = TargetModel(config)
     _fill(model, weights, dtype, count)
     model.rope_tables = RopeTables(config)
-    return TorchTarget(model)
+    if not can_pack(getattr(torch, dtype)):
+        return TorchTarget(model)
+    pack_linears(model, TILE)
+    return TorchTarget(model, head=PackedLinear(model.embed_tokens.weight, TILE))
 
 
 def load_drafter(

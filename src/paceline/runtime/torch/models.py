@@ -89,7 +89,12 @@ class TargetModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Tied head and soft-cap over final-normed rows. [..., D] -> [..., V]"""
-        logits = nn.functional.linear(hidden, self.embed_tokens.weight)
+        return self.soft_cap(self.head(hidden))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return nn.functional.linear(hidden, self.embed_tokens.weight)
+
+    def soft_cap(self, logits: Tensor) -> Tensor:
         cap = self.config.logit_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

@@ -7,7 +7,7 @@ tests/test_row_invariance.py). So every pass runs in tiles of `TILE` rows, the l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,10 +44,15 @@ class Span:
 
 
 class TorchTarget:
-    """Runs a `TargetModel` for inference (protocol `runtime.protocols.Target`)."""
+    """Runs a `TargetModel` for inference (protocol `runtime.protocols.Target`).
 
-    def __init__(self, model: TargetModel) -> None:
+    Args:
+        head: the output matrix in a faster layout; None uses the embedding itself.
+    """
+
+    def __init__(self, model: TargetModel, head: Callable[[Tensor], Tensor] | None = None) -> None:
         self.model = model.eval()
+        self.head = head or model.head
         self.dtype = model.embed_tokens.weight.dtype
 
     @property
@@ -113,7 +118,7 @@ class TorchTarget:
     def _tiled_logits(self, hidden: Tensor) -> Tensor:
         padded = hidden.new_zeros((TILE, hidden.shape[1]))
         padded[: len(hidden)] = hidden
-        return self.model.logits(padded)[: len(hidden)]
+        return self.model.soft_cap(self.head(padded)[: len(hidden)])
 
 
 class TileAttention:
