@@ -1,6 +1,6 @@
 """The engine: a target with its drafter, answering one or more requests.
 
-    engine = Engine.load("google/gemma-4-E2B-it")
+    engine = Engine.load("gemma-4-E2B-it")
     print(engine.generate("Why is the sky blue?").text)
 
 Owns sequences and their caches, batches their rounds, and turns prompts into token ids. Knows no
