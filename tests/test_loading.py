@@ -151,11 +151,10 @@ def test_rotary_frequencies_are_those_of_a_model_made_in_memory(pair, dtype):
         (loaded.target.model, TargetModel(TARGET)),
         (loaded.drafter.model, DrafterModel(DRAFTER)),
     ):
-        expected = dict(fresh.named_buffers())
-        for name, tensor in model.named_buffers():
-            if name.startswith("rope_tables"):
-                assert torch.equal(tensor, expected[name])
-                assert tensor.dtype == torch.float32
+        for kind, expected in fresh.rope_tables.frequencies.items():
+            got = model.rope_tables.frequencies[kind]
+            assert torch.equal(got, expected)
+            assert got.dtype == torch.float32
 
 
 def test_weights_are_copied_in_slices(pair, monkeypatch):
