@@ -16,6 +16,7 @@ import typer
 from paceline.engine import Engine
 from paceline.errors import PacelineError
 from paceline.runtime.torch.models import TargetModel
+from paceline.tokenizer import Tokenizer
 from paceline.training.corpus import Document, read_corpus
 from paceline.training.drafter import DrafterRun, train_drafter
 from paceline.training.evaluate import evaluate, held_out_prompts
@@ -27,7 +28,9 @@ from paceline.training.vocabulary import save_vocabulary, train_vocabulary
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 Run = Annotated[Path, typer.Option(help="Folder of the run.")]
 Corpus = Annotated[Path, typer.Option(help="Folder with the corpus (see its SOURCES.md).")]
-Minutes = Annotated[float, typer.Option(help="Length of the run; evaluation is not counted.")]
+Minutes = Annotated[
+    float, typer.Option(min=0.1, help="Length of the run; evaluation is not counted.")
+]
 
 DEFAULT_RUN = Path("runs/default")
 DEFAULT_CORPUS = Path("../shared/corpus")
@@ -43,9 +46,9 @@ def prepare(run: Run = DEFAULT_RUN, corpus: Corpus = DEFAULT_CORPUS) -> None:
     """Learn the vocabulary and turn the corpus into token streams."""
     documents = list(read_corpus(corpus))
     training = [document for document in documents if not document.held_out]
-    tokenizer = train_vocabulary(_texts(training), SHIPPED_TARGET.vocab_size)
-    save_vocabulary(tokenizer, run / "tokenizer.json")
-    build_streams(documents, tokenizer, run / "streams")
+    vocabulary = train_vocabulary(_texts(training), SHIPPED_TARGET.vocab_size)
+    save_vocabulary(vocabulary, run / "tokenizer.json")
+    build_streams(documents, Tokenizer.from_file(run / "tokenizer.json"), run / "streams")
 
 
 @app.command()
@@ -57,8 +60,9 @@ def target(run: Run = DEFAULT_RUN, minutes: Minutes = 90.0) -> None:
 @app.command()
 def drafter(run: Run = DEFAULT_RUN, minutes: Minutes = 25.0) -> None:
     """Train the drafter against the run's target, frozen."""
+    state = read_run_state(run / "target.state")
     model = TargetModel(SHIPPED_TARGET)
-    model.load_state_dict(read_run_state(run / "target.state"))
+    model.load_state_dict(state)
     train_drafter(DrafterRun(folder=run, minutes=minutes), model)
 
 

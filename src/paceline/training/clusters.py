@@ -18,6 +18,7 @@ def balanced_clusters(
 
     Cost: V x num_clusters distances a round, and a sort of them.
     """
+    assert len(table) % num_clusters == 0, "DrafterConfig asks for clusters of equal size"
     rows = table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-6)
     size = len(rows) // num_clusters
     random = np.random.default_rng(seed)

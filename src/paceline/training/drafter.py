@@ -7,30 +7,28 @@ step k - 1 handed on, at one frozen position and over the KV up to the start, as
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from paceline.config import DrafterConfig
 from paceline.runtime.torch.models import DrafterModel, TargetModel
 from paceline.runtime.torch.whole import KeysValues, WholeAttention, forward_whole
 from paceline.training.clusters import balanced_clusters
-from paceline.training.record import append_curve, run_record
-from paceline.training.schedule import (
-    Budget,
-    Optimisers,
-    learning_rate_factor,
-    load_state,
-    save_state,
+from paceline.training.loop import Run, mixed_precision, train
+from paceline.training.streams import (
+    HELD_OUT,
+    NOT_PREDICTED,
+    TRAIN,
+    Mixture,
+    load_streams,
 )
-from paceline.training.streams import HELD_OUT, TRAIN, Mixture, load_streams
-from paceline.training.target import SHIPPED_TARGET
+from paceline.training.target import SHIPPED_TARGET, initialise
 
 SHIPPED_DRAFTER = DrafterConfig(
     vocab_size=SHIPPED_TARGET.vocab_size,
@@ -63,25 +61,17 @@ MIXTURE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrafterRun:
-    """Settings of a run; recorded beside its result."""
+class DrafterRun(Run):
+    """Settings of a drafter's run; `length` is the number of draft starts in a window."""
 
-    folder: Path
-    minutes: float
-    batch_size: int = 8
-    length: int = 512  # draft starts per window
+    name: ClassVar[str] = "drafter"
+    matrix_rate: float = 4e-3
+    table_rate: float = 4e-3
     steps: int = 5  # unrolled draft steps
     step_decay: float = 0.8  # loss weight of a step relative to the one before
     starts: int = 1024  # draft starts of a batch that are scored against the vocabulary
-    matrix_rate: float = 4e-3
-    table_rate: float = 4e-3
     clusters_from: float = 0.7  # share of the budget after which clusters are fixed and trained
-    checkpoint_every: int = 100
-    seed: int = 1
     config: DrafterConfig = field(default=SHIPPED_DRAFTER)
-
-    def settings(self) -> dict[str, Any]:
-        return {key: str(value) for key, value in vars(self).items() if key != "folder"}
 
 
 @dataclass(frozen=True)
@@ -93,10 +83,10 @@ class Taught:
     donors: dict[int, KeysValues]  # KV of the donor layers, cut to the T draft starts
 
 
+@torch.no_grad()
 def teach(target: TargetModel, token_ids: Tensor, length: int) -> Taught:
     """One pass of the target without gradients."""
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden, stored = forward_whole(target, token_ids)
+    hidden, stored = forward_whole(target, token_ids)
     kinds = set(target.config.layer_kinds)
     layers = {target.config.kv_layer(kind) for kind in kinds}
     donors = {i: (stored[i][0][:, :length], stored[i][1][:, :length]) for i in layers}
@@ -156,37 +146,26 @@ def batch_loss(
     """Loss of one batch over the draft starts [n] (flat indices into [B, T])."""
     total = taught.hidden.new_zeros((), dtype=torch.float32)
     weights = [run.step_decay**step for step in range(run.steps)]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        for step, row in enumerate(unrolled(drafter, target, taught, run.steps, run.length)):
-            truth = taught.hidden[:, step + 1 : step + 1 + run.length].flatten(0, 1)[starts]
-            expected = target.logits(truth).detach()
-            chosen = row.flatten(0, 1)[starts]
-            scores = F.linear(chosen, drafter.embed_tokens.weight)
-            loss = acceptance_loss(expected, scores)
-            if with_clusters:
-                head = drafter.masked_embedding
-                loss = loss + 0.2 * cluster_loss(
-                    expected, head.centroids(chosen.detach()), head.token_ordering
-                )
-            total = total + weights[step] * loss
+    for step, row in enumerate(unrolled(drafter, target, taught, run.steps, run.length)):
+        truth = taught.hidden[:, step + 1 : step + 1 + run.length].flatten(0, 1)[starts]
+        expected = target.logits(truth).detach()
+        chosen = row.flatten(0, 1)[starts]
+        scores = F.linear(chosen, drafter.embed_tokens.weight)
+        loss = acceptance_loss(expected, scores)
+        if with_clusters:
+            head = drafter.masked_embedding
+            loss = loss + 0.2 * cluster_loss(
+                expected, head.centroids(chosen.detach()), head.token_ordering
+            )
+        total = total + weights[step] * loss
     return total / sum(weights)
 
 
-def pick_starts(labels: Tensor, length: int, count: int) -> Tensor:
-    """Random draft starts whose first drafted token belongs to an answer. [count]"""
-    wanted = (labels[:, 1 : length + 1] != -100).flatten().float() + 1e-6
-    return torch.multinomial(wanted, count, replacement=False)
-
-
-def initialise(model: DrafterModel) -> None:
-    """Unit-size branches under scale-1 attention; the head starts small."""
-    for name, parameter in model.named_parameters():
-        if name.endswith("q_norm.weight"):
-            nn.init.constant_(parameter, len(parameter) ** -0.5)
-        elif name == "embed_tokens.weight":
-            nn.init.normal_(parameter, std=0.03)
-        elif parameter.dim() == 2:
-            nn.init.normal_(parameter, std=0.5 * parameter.shape[1] ** -0.5)
+def pick_starts(labels: Tensor, length: int, count: int, random: np.random.Generator) -> Tensor:
+    """Random draft starts whose first drafted token belongs to an answer, as flat indices into
+    [B, T]; others only where these do not suffice. [count]"""
+    wanted = (labels[:, 1 : length + 1] != NOT_PREDICTED).flatten().double().numpy() + 1e-6
+    return torch.from_numpy(random.choice(len(wanted), count, False, wanted / wanted.sum()))
 
 
 @torch.no_grad()
@@ -198,14 +177,18 @@ def agreement(
     taught = teach(target, windows, run.length)
     alive: Tensor | None = None
     shares = []
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        for step, row in enumerate(unrolled(drafter, target, taught, run.steps, run.length)):
-            expected = target.logits(taught.hidden[:, step + 1 : step + 1 + run.length])
-            guess = F.linear(row, drafter.embed_tokens.weight)
-            same = expected.argmax(-1) == guess.argmax(-1)
-            alive = same if alive is None else alive & same
-            shares.append(round(float(alive.float().mean()), 4))
+    for step, row in enumerate(unrolled(drafter, target, taught, run.steps, run.length)):
+        expected = target.logits(taught.hidden[:, step + 1 : step + 1 + run.length])
+        guess = F.linear(row, drafter.embed_tokens.weight)
+        same = expected.argmax(-1) == guess.argmax(-1)
+        alive = same if alive is None else alive & same
+        shares.append(round(float(alive.float().mean()), 4))
     return shares
+
+
+def clusters_are_fixed(drafter: DrafterModel) -> bool:
+    ordering = drafter.masked_embedding.token_ordering
+    return not torch.equal(ordering, torch.arange(len(ordering)))
 
 
 @torch.no_grad()
@@ -220,49 +203,33 @@ def fix_clusters(drafter: DrafterModel, seed: int) -> None:
 
 
 def train_drafter(run: DrafterRun, target: TargetModel) -> DrafterModel:
-    """Run to the end of the budget; the result is the state file in the run folder."""
+    """Run to the end of the budget; the result is `drafter.state` in the run folder."""
+    mixture = Mixture(load_streams(run.streams, TRAIN), MIXTURE)
+    held_out = Mixture(load_streams(run.streams, HELD_OUT), MIXTURE)
+    tokens = run.length + run.steps
+    windows, _ = held_out.batch(np.random.default_rng(run.seed), 16, tokens, answers_only=True)
     torch.manual_seed(run.seed)
     target.requires_grad_(False)
     drafter = DrafterModel(run.config)
     initialise(drafter)
-    optimisers = Optimisers(drafter, run.matrix_rate, run.table_rate)
-    budget = Budget(run.minutes * 60)
-    state_file = run.folder / "drafter.state"
-    step, clustered = load_state(state_file, drafter, optimisers, budget), False
-    if step == 0:
-        files = [*sorted((run.folder / "streams").glob("*.npz")), run.folder / "target.state"]
-        record = run_record(run.settings(), files)
-        (run.folder / "drafter.run.json").write_text(json.dumps(record, indent=2) + "\n")
-    mixture = Mixture(load_streams(run.folder / "streams", TRAIN), MIXTURE, run.seed + step)
-    held_out = Mixture(load_streams(run.folder / "streams", HELD_OUT), MIXTURE, run.seed)
-    windows, _ = held_out.batch(16, run.length + run.steps, answers_only=True)
-    compiled_teach = torch.compile(teach, dynamic=False)
-    compiled_loss = torch.compile(batch_loss, dynamic=False)
-    smooth = 0.0
-    while (progress := budget.progress()) < 1.0:
-        if progress >= run.clusters_from and run.config.num_centroids and not clustered:
-            resumed_later = bool(drafter.masked_embedding.token_ordering[:2].tolist() != [0, 1])
-            if not resumed_later:
-                fix_clusters(drafter, run.seed)
-            clustered = True
-        inputs, labels = mixture.batch(run.batch_size, run.length + run.steps, answers_only=True)
-        taught = compiled_teach(target, inputs, run.length)
-        starts = pick_starts(labels, run.length, run.starts)
-        loss = compiled_loss(drafter, target, taught, starts, run, clustered)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimisers.step(learning_rate_factor(progress))
-        step += 1
-        smooth = float(loss.detach()) if step == 1 else 0.95 * smooth + 0.05 * float(loss.detach())
-        if step % 20 == 0:
-            point = {"step": step, "progress": round(progress, 4), "loss": round(smooth, 4)}
-            append_curve(run.folder / "drafter.curve.jsonl", point)
-        if step % run.checkpoint_every == 0:
-            budget.pause()
+    fast_teach = torch.compile(teach, dynamic=False) if run.compile else teach
+    fast_loss = torch.compile(batch_loss, dynamic=False) if run.compile else batch_loss
+
+    def loss_at(progress: float, random: np.random.Generator) -> Tensor:
+        clustered = bool(run.config.num_centroids) and progress >= run.clusters_from
+        if clustered and not clusters_are_fixed(drafter):
+            fix_clusters(drafter, run.seed)
+        inputs, labels = mixture.batch(random, run.batch_size, tokens, answers_only=True)
+        starts = pick_starts(labels, run.length, run.starts, random)
+        with mixed_precision():
+            taught = fast_teach(target, inputs, run.length)
+            return fast_loss(drafter, target, taught, starts, run, clustered)
+
+    def measure(final: bool) -> dict[str, Any]:
+        with mixed_precision():
             shares = agreement(drafter, target, windows, run)
-            append_curve(run.folder / "drafter.curve.jsonl", {"step": step, "agreement": shares})
-            save_state(state_file, drafter, optimisers, budget, step)
-            budget.resume()
-    shares = agreement(drafter, target, windows, run)
-    append_curve(run.folder / "drafter.curve.jsonl", {"step": step, "final_agreement": shares})
-    save_state(state_file, drafter, optimisers, budget, step)
+        return {"final_agreement" if final else "agreement": shares}
+
+    data = [*sorted(run.streams.glob("*.npz")), run.folder / "target.state"]
+    train(run, drafter, data, loss_at, measure)
     return drafter

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import subprocess
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from paceline.bench.provenance import source_commit
 
 
 def file_hash(path: Path) -> str:
@@ -22,12 +23,9 @@ def file_hash(path: Path) -> str:
 
 def run_record(settings: dict[str, Any], data_files: Iterable[Path]) -> dict[str, Any]:
     """Everything needed to know how a run was made."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
     return {
         "command": ["paceline.training", *sys.argv[1:]],
-        "commit": commit.stdout.strip() or None,
+        "commit": source_commit(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "processor_threads": torch.get_num_threads(),
@@ -39,3 +37,12 @@ def run_record(settings: dict[str, Any], data_files: Iterable[Path]) -> dict[str
 def append_curve(path: Path, point: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(point) + "\n")
+
+
+def cut_curve(path: Path, step: int) -> None:
+    """Drop the points after `step`: a run that goes on from there makes them again."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    path.write_text("".join(kept), encoding="utf-8")

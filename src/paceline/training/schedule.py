@@ -6,9 +6,9 @@ is used, so that it ends well on a busy machine too, and a resumed run goes on w
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 import torch
 from torch import nn
@@ -34,10 +34,10 @@ class Budget:
     used: float = 0.0
 
     def __post_init__(self) -> None:
-        self._last = time.monotonic()
+        self._last = monotonic()
 
     def progress(self) -> float:
-        now = time.monotonic()
+        now = monotonic()
         self.used += now - self._last
         self._last = now
         return min(self.used / self.seconds, 1.0)
@@ -47,7 +47,7 @@ class Budget:
         self.progress()
 
     def resume(self) -> None:
-        self._last = time.monotonic()
+        self._last = monotonic()
 
 
 class Optimisers:

@@ -1,16 +1,11 @@
-"""Trains the shipped target: a mixture of texts first, then answers in the chat format.
-
-Checkpoints every few minutes; started again with the same folder, a run goes on where it stood.
-"""
+"""Trains the shipped target: a mixture of texts first, then answers in the chat format."""
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,16 +13,10 @@ from torch import nn
 from paceline.config import LayerKind, TargetConfig
 from paceline.runtime.torch.models import TargetModel
 from paceline.runtime.torch.whole import forward_whole
-from paceline.training.record import append_curve, run_record
-from paceline.training.schedule import (
-    Budget,
-    Optimisers,
-    learning_rate_factor,
-    load_state,
-    save_state,
-)
+from paceline.training.loop import Run, mixed_precision, train
 from paceline.training.streams import (
     HELD_OUT,
+    NOT_PREDICTED,
     TRAIN,
     Mixture,
     Stream,
@@ -78,33 +67,26 @@ ANSWERS = {
     "chat-chat": 0.04,
 }
 
+HELD_OUT_LENGTH = 256
+
 
 @dataclass(frozen=True, kw_only=True)
-class TargetRun:
-    """Settings of a run; recorded beside its result."""
+class TargetRun(Run):
+    """Settings of a target's run."""
 
-    folder: Path
-    minutes: float
-    batch_size: int = 8
-    length: int = 512
-    matrix_rate: float = 3e-3
-    table_rate: float = 2e-3
+    name: ClassVar[str] = "target"
     answers_from: float = 0.7  # share of the budget after which only answers are predicted
-    checkpoint_every: int = 100
-    seed: int = 1
     config: TargetConfig = field(default=SHIPPED_TARGET)
 
-    def settings(self) -> dict[str, Any]:
-        return {key: str(value) for key, value in vars(self).items() if key != "folder"}
 
-
-def initialise(model: TargetModel) -> None:
-    """Start values that keep every branch at unit size under scale-1 attention."""
+def initialise(model: nn.Module, per_layer_size: int = 0) -> None:
+    """Start values that keep every branch at unit size under scale-1 attention, and the head
+    small: of a target (with the width of its per-layer embeddings) or of a drafter."""
     for name, parameter in model.named_parameters():
         if name.endswith("q_norm.weight"):
             nn.init.constant_(parameter, len(parameter) ** -0.5)
         elif name == "embed_tokens_per_layer.weight":
-            nn.init.normal_(parameter, std=model.config.per_layer_size**-0.5)
+            nn.init.normal_(parameter, std=per_layer_size**-0.5)
         elif name == "embed_tokens.weight":
             nn.init.normal_(parameter, std=0.03)
         elif parameter.dim() == 2:
@@ -112,64 +94,48 @@ def initialise(model: TargetModel) -> None:
 
 
 def loss_of(model: TargetModel, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy over the labels that are not -100."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    """Mean cross-entropy over the labels that are to be predicted."""
+    with mixed_precision():
         hidden, _ = forward_whole(model, inputs)
         logits = model.logits(hidden)
-    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+    return F.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=NOT_PREDICTED
+    )
 
 
 @torch.no_grad()
 def held_out_losses(model: TargetModel, streams: dict[str, Stream], limit: int) -> dict[str, float]:
-    """Nats per token on each held-out stream."""
+    """Nats per token on each held-out stream that fills a window."""
     losses = {}
     for name, stream in streams.items():
-        windows = held_out_windows(stream, 256, limit)
-        batches = windows.split(8)  # type: ignore[no-untyped-call]
-        total = sum(float(loss_of(model, b[:, :-1], b[:, 1:])) * len(b) for b in batches)
-        losses[name] = round(total / len(windows), 4)
+        windows = held_out_windows(stream, HELD_OUT_LENGTH, limit)
+        if len(windows):
+            batches = windows.split(8)  # type: ignore[no-untyped-call]
+            total = sum(float(loss_of(model, b[:, :-1], b[:, 1:])) * len(b) for b in batches)
+            losses[name] = round(total / len(windows), 4)
     return losses
 
 
 def train_target(run: TargetRun) -> TargetModel:
-    """Run to the end of the budget; the result is `target.pt` state in the run folder."""
+    """Run to the end of the budget; the result is `target.state` in the run folder."""
+    streams = load_streams(run.streams, TRAIN)
+    held_out = load_streams(run.streams, HELD_OUT)
+    mixture, answers = Mixture(streams, MIXTURE), Mixture(streams, ANSWERS)
     torch.manual_seed(run.seed)
     model = TargetModel(run.config)
-    initialise(model)
-    optimisers = Optimisers(model, run.matrix_rate, run.table_rate)
-    budget = Budget(run.minutes * 60)
-    streams = load_streams(run.folder / "streams", TRAIN)
-    held_out = load_streams(run.folder / "streams", HELD_OUT)
-    state_file = run.folder / "target.state"
-    step = load_state(state_file, model, optimisers, budget)
-    if step == 0:
-        files = sorted((run.folder / "streams").glob("*.npz"))
-        record = run_record(run.settings(), files)
-        (run.folder / "target.run.json").write_text(json.dumps(record, indent=2) + "\n")
-    mixture = Mixture(streams, MIXTURE, run.seed + step)
-    answers = Mixture(streams, ANSWERS, run.seed + step)
-    compiled_loss = torch.compile(loss_of, dynamic=False)  # fuses norms and gates: 2.5 x faster
-    smooth = math.nan
-    while (progress := budget.progress()) < 1.0:
+    initialise(model, run.config.per_layer_size)
+    # fuses norms and gates: 2.5 x faster
+    fast_loss = torch.compile(loss_of, dynamic=False) if run.compile else loss_of
+
+    def loss_at(progress: float, random: np.random.Generator) -> torch.Tensor:
         tuning = progress >= run.answers_from
         source = answers if tuning else mixture
-        inputs, labels = source.batch(run.batch_size, run.length, answers_only=tuning)
-        loss = compiled_loss(model, inputs, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimisers.step(learning_rate_factor(progress))
-        step += 1
-        value = float(loss.detach())
-        smooth = value if math.isnan(smooth) else 0.95 * smooth + 0.05 * value
-        if step % 20 == 0:
-            point = {"step": step, "progress": round(progress, 4), "loss": round(smooth, 4)}
-            append_curve(run.folder / "target.curve.jsonl", point)
-        if step % run.checkpoint_every == 0:
-            budget.pause()
-            losses = held_out_losses(model, held_out, 8)
-            append_curve(run.folder / "target.curve.jsonl", {"step": step, "held_out": losses})
-            save_state(state_file, model, optimisers, budget, step)
-            budget.resume()
-    losses = held_out_losses(model, held_out, 64)
-    append_curve(run.folder / "target.curve.jsonl", {"step": step, "final_held_out": losses})
-    save_state(state_file, model, optimisers, budget, step)
+        inputs, labels = source.batch(random, run.batch_size, run.length, answers_only=tuning)
+        return fast_loss(model, inputs, labels)
+
+    def measure(final: bool) -> dict[str, Any]:
+        losses = held_out_losses(model, held_out, 64 if final else 8)
+        return {"final_held_out" if final else "held_out": losses}
+
+    train(run, model, sorted(run.streams.glob("*.npz")), loss_at, measure)
     return model
