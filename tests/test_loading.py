@@ -21,6 +21,7 @@ from paceline.checkpoint.huggingface import (
 )
 from paceline.checkpoint.names import drafter_table, target_table
 from paceline.config import DrafterConfig, TargetConfig
+from paceline.engine import Engine
 from paceline.errors import (
     CheckpointError,
     ConfigError,
@@ -28,6 +29,7 @@ from paceline.errors import (
     PairMismatchError,
 )
 from paceline.loading import display_name, load_pair
+from random_pair import write_random_pair
 from small_tokenizer import small_document
 
 VOCAB_SIZE = 728
@@ -369,3 +371,33 @@ def test_without_torch_the_install_line_is_named(pair, monkeypatch):
 def test_importing_loading_imports_no_torch():
     code = "import sys, paceline.loading; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+LARGER_MODELS = r"{{- '<|channel>thought\n<channel|>' -}}"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, False),
+        ({"chat_template.jinja": "{{ bos_token }}"}, False),
+        ({"chat_template.jinja": LARGER_MODELS}, True),
+        ({"tokenizer_config.json": json.dumps({"chat_template": LARGER_MODELS})}, True),
+        ({"tokenizer_config.json": json.dumps({"chat_template": [1]})}, False),
+    ],
+)
+def test_the_template_of_the_model_decides_on_an_empty_thought(tmp_path, files, expected):
+    folder = write_random_pair(tmp_path / "pair")
+    for name, content in files.items():
+        (folder / name).write_text(content, encoding="utf-8")
+    engine = Engine(load_pair(folder))
+    ids = engine.encode("Hello")
+    control = engine.pair.tokenizer.control
+    assert (control.channel_start in ids) is expected
+
+
+def test_a_template_that_is_not_text_is_refused(tmp_path):
+    folder = write_random_pair(tmp_path / "pair")
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match=r"chat_template.jinja is not UTF-8"):
+        load_pair(folder)

@@ -247,7 +247,13 @@ class Engine:
                 raise PromptError("a raw prompt has no chat format: leave out thinking and tools.")
             return [tokenizer.control.bos, *tokenizer.encode_text(prompt)]
         messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
-        return render(messages, tokenizer, tools=tools, thinking=thinking)
+        return render(
+            messages,
+            tokenizer,
+            tools=tools,
+            thinking=thinking,
+            empty_thought=self.pair.empty_thought,
+        )
 
     def begin(
         self,

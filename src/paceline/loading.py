@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from paceline.chat import opens_empty_thought
 from paceline.checkpoint.huggingface import (
     DrafterFolder,
     GenerationDefaults,
@@ -49,6 +50,7 @@ class LoadedPair:
         weight_bytes: of both models in their files.
         dtype: in which they run.
         threads: processor threads that they run on.
+        empty_thought: the model's template opens plain answers with an empty thought channel.
     """
 
     target: Target
@@ -61,6 +63,7 @@ class LoadedPair:
     weight_bytes: int = 0
     dtype: str = "float32"
     threads: int = 1
+    empty_thought: bool = False
 
 
 def load_pair(
@@ -130,6 +133,7 @@ def _load(
         weight_bytes=weight_bytes,
         dtype=dtype,
         threads=runtime.num_threads(),
+        empty_thought=opens_empty_thought(target.chat_template),
     )
 
 

@@ -26,13 +26,15 @@ from paceline.checkpoint.config_file import (
 from paceline.checkpoint.fields import Fields, unique
 from paceline.checkpoint.names import NameTable, drafter_table, target_prefix, target_table
 from paceline.checkpoint.safetensors_file import SINGLE_FILE, open_tensors, write_safetensors
-from paceline.checkpoint.strict_json import read_json_object
+from paceline.checkpoint.strict_json import read_json_object, read_small_text
 from paceline.checkpoint.weights import Weights, all_usable, is_permutation, open_weights
 from paceline.config import MAX_VOCABULARY, DrafterConfig, TargetConfig, check_range
 from paceline.errors import CheckpointError, ConfigError
 
 GENERATION_FILE = "generation_config.json"
 TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 StoredDtype = Literal["BF16", "F32"]
 TORCH_NAMES = {"BF16": "bfloat16", "F32": "float32"}
@@ -75,6 +77,7 @@ class TargetFolder:
     config: TargetConfig
     weights: Weights
     defaults: GenerationDefaults
+    chat_template: str  # Jinja text, never run; "" if the folder has none
 
     @property
     def tokenizer_file(self) -> Path:
@@ -104,6 +107,7 @@ def open_target(folder: Path) -> TargetFolder:
         config=config,
         weights=open_weights(table, files, str(folder)),
         defaults=read_generation_defaults(folder, config),
+        chat_template=read_chat_template(folder),
     )
 
 
@@ -125,6 +129,20 @@ def _config_file(folder: Path) -> Path:
             f"{folder} has no {CONFIG_FILE}: expected the folder of a Hugging Face model."
         )
     return path
+
+
+def read_chat_template(folder: Path) -> str:
+    """The folder's Jinja template as text, "" if there is none.
+
+    Raises:
+        CheckpointError: a file is too large, not UTF-8 or not JSON.
+    """
+    if (path := folder / CHAT_TEMPLATE_FILE).is_file():
+        return read_small_text(path)
+    if not (path := folder / TOKENIZER_CONFIG_FILE).is_file():
+        return ""
+    template = read_json_object(path).get("chat_template")
+    return template if isinstance(template, str) else ""
 
 
 def read_generation_defaults(folder: Path, config: TargetConfig) -> GenerationDefaults:

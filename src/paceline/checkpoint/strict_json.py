@@ -26,6 +26,22 @@ def read_json_object(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str,
     Raises:
         CheckpointError: unreadable, larger than `max_bytes`, or not one JSON object.
     """
+    return parse_json_object(_read_bounded(path, max_bytes), str(path))
+
+
+def read_small_text(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> str:
+    """A small UTF-8 file that lies beside the JSON ones.
+
+    Raises:
+        CheckpointError: unreadable, larger than `max_bytes`, or not UTF-8.
+    """
+    try:
+        return _read_bounded(path, max_bytes).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 text: {error.reason}.") from error
+
+
+def _read_bounded(path: Path, max_bytes: int) -> bytes:
     try:
         with path.open("rb") as file:
             content = file.read(max_bytes + 1)
@@ -33,9 +49,9 @@ def read_json_object(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str,
         raise CheckpointError(f"cannot read {path}: {error.strerror}.") from error
     if len(content) > max_bytes:
         raise CheckpointError(
-            f"{path} is larger than {max_bytes} bytes: this is not the JSON file of a model."
+            f"{path} is larger than {max_bytes} bytes: this is not the file of a model."
         )
-    return parse_json_object(content, str(path))
+    return content
 
 
 def parse_json_object(content: bytes, where: str) -> dict[str, Any]:
