@@ -22,9 +22,9 @@ from paceline.runtime.torch.models import TargetModel
 from paceline.runtime.torch.packed import PackedLinear, can_pack, pack_linears
 from paceline.runtime.torch.target import TILE, TorchTarget, pack_tiles
 
-LENGTH = 150  # through the wrap of a ring of 128 slots
+LENGTH = 144  # through the wrap of a ring of 128 slots
 DTYPES = ("float32", "bfloat16")
-FEW = settings(max_examples=3, deadline=None, derandomize=True)
+FEW = settings(max_examples=2, deadline=None, derandomize=True)
 CASES = [(name, dtype) for name in geometries.NAMES for dtype in DTYPES]
 
 # Wide enough that PyTorch shares its products out over threads.
@@ -108,16 +108,16 @@ def splits(total: int, largest: int = 16):
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_every_row_count_gives_the_same_bits(name, dtype):
-    """16 rows that start at each place of a tile and of a window, for all counts 1 to 16."""
+    """All counts from 1 to 16, in one tile and in two, at the ring's wrap."""
     logits, hidden, _ = one_by_one(name, dtype)
     target = pairs.load(name, dtype).target
     kv_cache = target.new_cache(LENGTH, 16)
-    pairs.feed(target, kv_cache, sequences(0)[:130], [130], all_outputs=False)
+    pairs.feed(target, kv_cache, sequences(0)[:128], [128], all_outputs=False)
     for count in range(1, 17):
-        output = pairs.feed(target, kv_cache, sequences(0)[130 : 130 + count], [count])
-        assert same(pairs.logits_of(output), logits[130 : 130 + count])
-        assert same(pairs.hidden_of(output), hidden[130 : 130 + count])
-        kv_cache.truncate(130)
+        output = pairs.feed(target, kv_cache, sequences(0)[128 : 128 + count], [count])
+        assert same(pairs.logits_of(output), logits[128 : 128 + count])
+        assert same(pairs.hidden_of(output), hidden[128 : 128 + count])
+        kv_cache.truncate(128)
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
@@ -153,7 +153,7 @@ def test_neighbours_change_no_bit(name, dtype, data):
     target = pairs.load(name, dtype).target
     plain = [one_by_one(name, dtype, seed) for seed in range(3)]
     caches = [target.new_cache(LENGTH, 16) for _ in plain]
-    starts = [data.draw(st.integers(50, 140)) for _ in plain]
+    starts = [data.draw(st.integers(80, 140)) for _ in plain]
     for seed, (kv_cache, start) in enumerate(zip(caches, starts, strict=True)):
         pairs.feed(target, kv_cache, sequences(seed)[:start], [start], all_outputs=False)
     while unfinished := [i for i in range(3) if caches[i].length < LENGTH]:

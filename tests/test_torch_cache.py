@@ -92,7 +92,7 @@ def rounds(draw):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_random_rounds_leave_no_trace(dtype, data):
     target = small_target(dtype)
