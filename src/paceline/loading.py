@@ -12,14 +12,6 @@ from pathlib import Path
 from types import ModuleType
 
 from paceline.chat import opens_empty_thought
-from paceline.checkpoint.gguf_format import MAGIC
-from paceline.checkpoint.gguf_model import (
-    SUFFIX,
-    DrafterFile,
-    TargetFile,
-    open_drafter_file,
-    open_target_file,
-)
 from paceline.checkpoint.huggingface import (
     DrafterFolder,
     GenerationDefaults,
@@ -27,15 +19,9 @@ from paceline.checkpoint.huggingface import (
     open_drafter,
     open_target,
 )
-from paceline.checkpoint.gguf_tokenizer import read_tokenizer
 from paceline.checkpoint.strict_json import shown
 from paceline.config import check_pair, check_range
-from paceline.errors import (
-    CheckpointError,
-    ConfigError,
-    MissingDependencyError,
-    PairMismatchError,
-)
+from paceline.errors import CheckpointError, ConfigError, MissingDependencyError
 from paceline.runtime.protocols import Drafter, Target
 from paceline.tokenizer import Tokenizer
 
@@ -46,12 +32,6 @@ SHIPPED_FOLDER = Path(__file__).parent / "models" / "default"
 SHIPPED_NAME = "paceline-default"
 DRAFTER_FOLDER = "assistant"
 DRAFTER_SUFFIX = "-assistant"
-DRAFTER_PREFIX = "mtp-"
-DRAFTER_FILES = ("*assistant*" + SUFFIX, DRAFTER_PREFIX + "*" + SUFFIX)
-MAX_DRAFTER_FILES = 16  # looked at beside a model's file
-
-OpenTarget = TargetFolder | TargetFile
-OpenDrafter = DrafterFolder | DrafterFile
 
 LoadProgress = Callable[[int, int], None]
 """Called with (bytes read, bytes in all) while weights load."""
@@ -97,9 +77,9 @@ def load_pair(
     """Load a target and its drafter.
 
     Args:
-        target: a Hugging Face folder or a GGUF file; None is the pair that ships with Paceline.
-        drafter: a folder or file; "auto" takes the one that lies with the target (see
-            `open_drafter_of`), if any; None takes none.
+        target: a Hugging Face folder; None is the pair that ships with Paceline.
+        drafter: a folder; "auto" takes `assistant/` inside the target's folder, else
+            the folder's name with `-assistant`, else none; None takes none.
         dtype: "float32" or "bfloat16".
         threads: processor threads for the whole process; None leaves them as they are.
         progress: called between slices of weights.
@@ -114,8 +94,11 @@ def load_pair(
         raise ConfigError(f"dtype {dtype!r} is not possible: expected {' or '.join(DTYPES)}.")
     if threads is not None:
         check_range("threads", threads, 1, MAX_THREADS)
-    opened = _open_target(find_target(target))
-    opened_drafter = open_drafter_of(opened, drafter)
+    opened = open_target(find_target(target))
+    drafter_path = find_drafter(opened.path, drafter)
+    opened_drafter = None if drafter_path is None else open_drafter(drafter_path)
+    if opened_drafter is not None:
+        check_pair(opened.config, opened_drafter.config)
     tokenizer = _load_tokenizer(opened)
     runtime = _torch_runtime()
     if threads is not None:
@@ -125,8 +108,8 @@ def load_pair(
 
 def _load(
     runtime: ModuleType,
-    target: OpenTarget,
-    drafter: OpenDrafter | None,
+    target: TargetFolder,
+    drafter: DrafterFolder | None,
     tokenizer: Tokenizer,
     dtype: str,
     progress: LoadProgress | None,
@@ -169,7 +152,7 @@ class ByteCounter:
 
 
 def find_target(target: str | Path | None) -> Path:
-    """The target's folder or file.
+    """The target's folder.
 
     Raises:
         CheckpointError: there is none; a Hub name gets the line that downloads it.
@@ -181,93 +164,41 @@ def find_target(target: str | Path | None) -> Path:
                 "installation is incomplete. Install Paceline again, or pass the folder of a model."
             )
         return SHIPPED_FOLDER
-    return _existing_model(target, "model")
+    return _existing_folder(target, "model")
 
 
-def open_drafter_of(target: OpenTarget, drafter: str | Path | None) -> OpenDrafter | None:
-    """The drafter that was asked for, checked to fit its target; None for none.
-
-    Beside a target's file `X.gguf`, "auto" takes `X-assistant.gguf` or `mtp-X.gguf`; else the
-    first by name of the files `*assistant*.gguf` and `mtp-*.gguf` that was made for the target.
-    For a folder see `find_drafter`.
+def find_drafter(target_folder: Path, drafter: str | Path | None) -> Path | None:
+    """The drafter's folder, or None for none.
 
     Raises:
-        CheckpointError: it is damaged, or was named and is not there.
-        PairMismatchError: it was made for another target.
-    """
-    path = find_drafter(target.path, drafter)
-    if path is None:
-        return _drafter_beside(target) if drafter == "auto" and target.path.is_file() else None
-    opened = _open_drafter(path)
-    check_pair(target.config, opened.config)
-    return opened
-
-
-def find_drafter(target: Path, drafter: str | Path | None) -> Path | None:
-    """The drafter's folder or file by its name alone, or None for none.
-
-    "auto" takes `assistant/` inside the target's folder, else the folder's name with `-assistant`.
-
-    Raises:
-        CheckpointError: one was named and is not there.
+        CheckpointError: a folder was named and is not there.
     """
     if drafter is None:
         return None
     if drafter != "auto":
-        return _existing_model(drafter, "drafter")
-    resolved = target.resolve()
-    if target.is_file():
-        names = (resolved.stem + DRAFTER_SUFFIX + SUFFIX, DRAFTER_PREFIX + resolved.name)
-        files = (resolved.with_name(name) for name in names)
-        return next((file for file in files if file.is_file()), None)
-    candidates = (target / DRAFTER_FOLDER, resolved.with_name(resolved.name + DRAFTER_SUFFIX))
+        return _existing_folder(drafter, "drafter")
+    resolved = target_folder.resolve()
+    candidates = (
+        target_folder / DRAFTER_FOLDER,
+        resolved.with_name(resolved.name + DRAFTER_SUFFIX),
+    )
     return next((folder for folder in candidates if folder.is_dir()), None)
 
 
-def _drafter_beside(target: OpenTarget) -> DrafterFile | None:
-    """The first drafter's file in the target's folder that fits. Others may lie there too."""
-    folder = target.path.resolve().parent
-    files = sorted({file for pattern in DRAFTER_FILES for file in folder.glob(pattern)})
-    for file in files[:MAX_DRAFTER_FILES]:
-        try:
-            opened = open_drafter_file(file)
-            check_pair(target.config, opened.config)
-        except (CheckpointError, PairMismatchError):
-            continue
-        return opened
-    return None
-
-
-def _open_target(path: Path) -> OpenTarget:
-    return open_target_file(path) if path.is_file() else open_target(path)
-
-
-def _open_drafter(path: Path) -> OpenDrafter:
-    return open_drafter_file(path) if path.is_file() else open_drafter(path)
-
-
-def _is_gguf(path: Path) -> bool:
-    if path.suffix == SUFFIX:
-        return path.is_file()
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
-
-
-def _existing_model(given: str | Path, what: str) -> Path:
-    """A folder, or a GGUF file of any name."""
+def _existing_folder(given: str | Path, what: str) -> Path:
     path = Path(given)
     try:
         path = path.expanduser()
-        is_model, exists = path.is_dir() or (path.is_file() and _is_gguf(path)), path.exists()
+        is_folder, exists = path.is_dir(), path.exists()
     except (OSError, RuntimeError) as error:  # RuntimeError: no such home directory
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise CheckpointError(f"cannot read the folder {shown(str(path))}: {reason}") from error
-    if is_model:
+    if is_folder:
         return path
     if exists:
         raise CheckpointError(
             f"{path} is a file: pass the folder of the {what}, which holds config.json and "
-            "model.safetensors, or a GGUF file."
+            "model.safetensors."
         )
     if isinstance(given, str) and _HUB_NAME.fullmatch(given):
         folder = given.partition("/")[2]
@@ -278,12 +209,9 @@ def _existing_model(given: str | Path, what: str) -> Path:
     raise CheckpointError(f"there is no folder {shown(str(path))}: pass the folder of the {what}.")
 
 
-def display_name(path: Path) -> str:
-    """What people call a model: its folder or file, or its Hub name if it lies in the Hub's
-    cache."""
-    if path.is_file():
-        return path.stem
-    resolved = path.resolve()
+def display_name(folder: Path) -> str:
+    """What people call a model: its folder, or its Hub name if it lies in the Hub's cache."""
+    resolved = folder.resolve()
     if resolved == SHIPPED_FOLDER.resolve():
         return SHIPPED_NAME
     for part in resolved.parts[-3:]:
@@ -293,16 +221,13 @@ def display_name(path: Path) -> str:
     return resolved.name
 
 
-def _load_tokenizer(target: OpenTarget) -> Tokenizer:
+def _load_tokenizer(target: TargetFolder) -> Tokenizer:
     path = target.tokenizer_file
-    if isinstance(target, TargetFile) and not path.is_file():
-        path, tokenizer = target.path, read_tokenizer(target.file)
-    elif path.is_file():
-        tokenizer = Tokenizer.from_file(path)
-    else:
+    if not path.is_file():
         raise CheckpointError(
             f"{target.path} has no {path.name}: the tokenizer is missing. Is the download complete?"
         )
+    tokenizer = Tokenizer.from_file(path)
     if tokenizer.vocab_size != target.config.vocab_size:
         raise CheckpointError(
             f"{path} has {tokenizer.vocab_size} tokens, but the model has "

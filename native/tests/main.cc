@@ -1,3 +1,0 @@
-#include "test.h"
-
-int main() { return paceline::testing::run_all(); }
