@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from enum import StrEnum
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ import typer
 
 from paceline.engine import Engine
 from paceline.errors import PacelineError
+from paceline.runtime.torch.drafter import TorchDrafter
 from paceline.runtime.torch.models import TargetModel
 from paceline.tokenizer import Tokenizer
 from paceline.training.corpus import Document, read_corpus
@@ -31,6 +33,14 @@ Corpus = Annotated[Path, typer.Option(help="Folder with the corpus (see its SOUR
 Minutes = Annotated[
     float, typer.Option(min=0.1, help="Length of the run; evaluation is not counted.")
 ]
+
+
+class Position(StrEnum):
+    """The choices of `DraftPosition`."""
+
+    LAST_WRITTEN = "last_written"
+    NEXT = "next"
+
 
 DEFAULT_RUN = Path("runs/default")
 DEFAULT_CORPUS = Path("../shared/corpus")
@@ -81,9 +91,15 @@ def evaluate_pair(
     corpus: Corpus = DEFAULT_CORPUS,
     draft: Annotated[int, typer.Option(help="Tokens to draft each round.")] = 4,
     per_kind: Annotated[int, typer.Option(help="Held-out prompts of each kind.")] = 24,
+    position: Annotated[
+        Position,
+        typer.Option(help="Where draft steps stand (docs/decisions/0002)."),
+    ] = Position.LAST_WRITTEN,
 ) -> None:
     """Measure acceptance on held-out prompts; prints one JSON document."""
     engine = Engine.load(folder)
+    if isinstance(engine.pair.drafter, TorchDrafter):
+        engine.pair.drafter.position = position.value
     prompts = held_out_prompts(read_corpus(corpus), per_kind)
     typer.echo(json.dumps(evaluate(engine, prompts, draft), indent=1))
 
