@@ -1,0 +1,48 @@
+// Products of panels of 16 plain numbers [inner][16] with a few rows. Serves linear layers and the
+// scores of attention, whose keys lie in such panels too.
+#pragma once
+
+#include "simd.h"
+
+namespace paceline::PACELINE_ISA_NAME {
+
+struct Bf16 {
+  using Stored = std::uint16_t;
+  PACELINE_INLINE static F32x16 load(const Stored* from) { return load_bf16(from); }
+};
+struct F16 {
+  using Stored = std::uint16_t;
+  PACELINE_INLINE static F32x16 load(const Stored* from) { return load_f16(from); }
+};
+struct F32 {
+  using Stored = float;
+  PACELINE_INLINE static F32x16 load(const Stored* from) { return PACELINE_ISA_NAME::load(from); }
+};
+
+inline constexpr int kMaxFloatRows = kMaxFloatAccumulators < 8 ? kMaxFloatAccumulators : 8;
+
+// M rows times P panels. Several panels at once hide the latency of the one chain per output.
+template <class Number, int M, int P>
+PACELINE_INLINE void multiply_tile(const typename Number::Stored* panel, std::ptrdiff_t panel_step,
+                                   int inner, const float* x, std::ptrdiff_t x_stride,
+                                   F32x16 (&out)[M][P]) {
+  for (int m = 0; m < M; ++m) {
+    for (int p = 0; p < P; ++p) out[m][p] = splat(0.0f);
+  }
+  for (std::ptrdiff_t k = 0; k < inner; ++k) {
+    F32x16 w[P];
+    for (int p = 0; p < P; ++p) w[p] = Number::load(panel + p * panel_step + k * kLanes);
+    for (int m = 0; m < M; ++m) {
+      const F32x16 broadcast = splat(x[m * x_stride + k]);
+      for (int p = 0; p < P; ++p) out[m][p] = fma(w[p], broadcast, out[m][p]);
+    }
+  }
+}
+
+// How many panels M rows take at once without running out of registers.
+template <int M>
+inline constexpr int kPanelsAtOnce = kMaxFloatAccumulators >= 4 * M   ? 4
+                                     : kMaxFloatAccumulators >= 2 * M ? 2
+                                                                      : 1;
+
+}  // namespace paceline::PACELINE_ISA_NAME

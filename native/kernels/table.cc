@@ -1,0 +1,14 @@
+// Collects the kernels of this instruction set.
+#include "paceline/kernels.h"
+
+#define PACELINE_QUOTE(name) #name
+#define PACELINE_STRING(name) PACELINE_QUOTE(name)
+
+namespace paceline::PACELINE_ISA_NAME {
+
+extern const LinearKernels linear_kernels;
+
+extern const Kernels table;
+const Kernels table = {PACELINE_STRING(PACELINE_ISA_NAME), linear_kernels};
+
+}  // namespace paceline::PACELINE_ISA_NAME

@@ -1,0 +1,3 @@
+#include "test.h"
+
+int main() { return paceline::testing::run_all(); }
