@@ -18,8 +18,10 @@ from paceline.errors import CheckpointError
 
 TensorKind = Literal["weight", "token_ordering"]
 
-WEIGHT_DTYPES = ("BF16", "F16", "F32")
-ORDERING_DTYPES = ("I64",)
+DTYPES: dict[TensorKind, tuple[str, ...]] = {
+    "weight": ("BF16", "F16", "F32"),
+    "token_ordering": ("I64",),
+}
 
 TARGET_PREFIXES = ("model.language_model.", "model.")
 """Before the target's names in a multimodal checkpoint, and in a text-only one."""
@@ -195,10 +197,21 @@ def target_prefix(names: Iterable[str], where: str) -> str:
     )
 
 
-def check_tensors(table: NameTable, entries: Mapping[str, TensorEntry], where: str) -> None:
+def check_tensors(
+    table: NameTable,
+    entries: Mapping[str, TensorEntry],
+    where: str,
+    *,
+    dtypes: Mapping[TensorKind, tuple[str, ...]] = DTYPES,
+    source: str = "config.json",
+) -> None:
     """Refuse files that lack a tensor, hold one of a wrong shape or type, or one too many.
 
     `OUTPUT_HEAD` is left to the caller: whether it equals the embedding is in the data.
+
+    Args:
+        dtypes: types in which each kind of tensor may be stored.
+        source: what the shapes were taken from, for messages.
 
     Raises:
         CheckpointError: names the tensor.
@@ -224,16 +237,19 @@ def check_tensors(table: NameTable, entries: Mapping[str, TensorEntry], where: s
             "use." + _close_match(unknown[0], list(expected), "The closest name in use is {}.")
         )
     for name, spec in expected.items():
-        _check_entry(spec, entries[name], where)
+        _check_shape(spec, entries[name], where, source)
+        _check_dtype(entries[name], where, dtypes[spec.kind])
 
 
-def _check_entry(spec: TensorSpec, entry: TensorEntry, where: str) -> None:
+def _check_shape(spec: TensorSpec, entry: TensorEntry, where: str, source: str) -> None:
     if entry.shape != spec.shape:
         raise CheckpointError(
-            f"{entry.name} in {where} has the shape {list(entry.shape)}, but config.json implies "
+            f"{entry.name} in {where} has the shape {list(entry.shape)}, but {source} implies "
             f"{list(spec.shape)}."
         )
-    allowed = ORDERING_DTYPES if spec.kind == "token_ordering" else WEIGHT_DTYPES
+
+
+def _check_dtype(entry: TensorEntry, where: str, allowed: tuple[str, ...]) -> None:
     if entry.dtype not in allowed:
         raise CheckpointError(
             f"{entry.name} in {where} is stored as {entry.dtype}: expected {' or '.join(allowed)}."

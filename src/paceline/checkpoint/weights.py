@@ -6,6 +6,7 @@ token ordering that is not a permutation. Knows no tensor library.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.checkpoint.names import OUTPUT_HEAD, NameTable, TensorSpec, check_tensors
+from paceline.checkpoint.quantise import BLOCK, BLOCK_BYTES, dequantise
 from paceline.checkpoint.safetensors_file import TensorFiles
 from paceline.errors import CheckpointError
 
-SLICE = 1 << 20  # elements; bounds the memory that loading takes beyond the weights
+SLICE = 1 << 20  # elements, whole blocks; bounds the memory that loading takes beyond the weights
 LARGEST_BFLOAT16 = 3.3895313892515355e38
 BFLOAT16_EXPONENT = 0x7F80
 
@@ -29,8 +31,8 @@ class Weight:
     Args:
         spec: its name in Paceline's modules, its shape and kind.
         where: its name in the file and the file, for messages.
-        dtype: the safetensors name of its type.
-        data: a view of the file; bfloat16 as uint16 bits.
+        dtype: the name of its type, one of safetensors' or of `quantise.BLOCK_BYTES`.
+        data: a view of the file; bfloat16 as uint16 bits, block types as flat bytes.
     """
 
     spec: TensorSpec
@@ -39,8 +41,21 @@ class Weight:
     data: NDArray[Any]
 
     @property
+    def num_elements(self) -> int:
+        return math.prod(self.spec.shape)
+
+    @property
     def num_bytes(self) -> int:
         return int(self.data.nbytes)
+
+    @property
+    def slice_dtype(self) -> str:
+        """The type of what `slices` hands out: block types come as float32."""
+        return "F32" if self.dtype in BLOCK_BYTES else self.dtype
+
+    def num_bytes_of(self, num_elements: int) -> int:
+        """What so many elements take in the file."""
+        return self.num_bytes * num_elements // self.num_elements
 
     def slices(self) -> Iterator[tuple[int, NDArray[Any]]]:
         """(first element, up to SLICE elements) in order, flat, each checked.
@@ -52,15 +67,21 @@ class Weight:
             raise CheckpointError(
                 f"{self.where} must hold each of the {self.data.size} token ids exactly once."
             )
-        flat = self.data.reshape(-1)
-        for start in range(0, flat.size, SLICE):
-            piece = flat[start : start + SLICE]
-            if self.spec.kind == "weight" and not all_usable(piece, self.dtype):
+        for start in range(0, self.num_elements, SLICE):
+            piece = self._elements(start, start + SLICE)
+            if self.spec.kind == "weight" and not all_usable(piece, self.slice_dtype):
                 raise CheckpointError(
                     f"{self.where} holds a NaN, an infinite or an absurdly large value: the file "
                     "is damaged or its training failed. Download it again."
                 )
             yield start, piece
+
+    def _elements(self, start: int, end: int) -> NDArray[Any]:
+        flat = self.data.reshape(-1)
+        if self.dtype not in BLOCK_BYTES:
+            return flat[start:end]
+        size = BLOCK_BYTES[self.dtype]
+        return dequantise(flat[start // BLOCK * size : end // BLOCK * size], self.dtype)
 
 
 def all_usable(values: NDArray[Any], dtype: str) -> bool:
@@ -85,7 +106,7 @@ class Weights:
 
     @property
     def num_parameters(self) -> int:
-        return sum(x.data.size for x in self.tensors if x.spec.kind == "weight")
+        return sum(x.num_elements for x in self.tensors if x.spec.kind == "weight")
 
     @property
     def num_bytes(self) -> int:

@@ -71,8 +71,8 @@ def _fill(model: nn.Module, weights: Weights, dtype: WeightDtype, count: CountBy
 def _copy(weight: Weight, into: Tensor, count: CountBytes) -> None:
     flat = into.view(-1)
     for start, piece in weight.slices():
-        flat[start : start + len(piece)].copy_(_as_tensor(piece, weight.dtype))
-        count(piece.nbytes)
+        flat[start : start + len(piece)].copy_(_as_tensor(piece, weight.slice_dtype))
+        count(weight.num_bytes_of(len(piece)))
 
 
 def _as_tensor(piece: NDArray[Any], dtype: str) -> Tensor:
