@@ -31,12 +31,12 @@ STACK = {
 }
 
 
-def write_random_pair(folder: Path) -> Path:
+def write_random_pair(folder: Path, *, hidden_size: int = 48) -> Path:
     """Write the target into `folder` and its drafter into `folder/assistant`."""
     tokenizer = small_tokenizer()
     end = (tokenizer.control.eos, tokenizer.control.turn_end)
     target = TargetConfig(
-        hidden_size=48,
+        hidden_size=hidden_size,
         vocab_size=tokenizer.vocab_size,
         layer_kinds=("sliding", "global", "sliding", "global"),
         num_kv_shared_layers=2,

@@ -7,6 +7,7 @@ PacelineError
 ├── PromptError (ValueError)        the prompt is empty, too long or not valid text
 ├── LogitsError (ValueError)        a row of scores leaves nothing to choose from
 ├── MissingDependencyError (ImportError)   an extra is not installed
+├── OutOfMemoryError (MemoryError)  a model needs more memory than is free
 └── CacheError (ValueError)         a KV cache cannot do what was asked
 """
 
@@ -37,6 +38,10 @@ class LogitsError(PacelineError, ValueError):
 
 class CacheError(PacelineError, ValueError):
     """A KV cache was asked for positions that it does not hold."""
+
+
+class OutOfMemoryError(PacelineError, MemoryError):
+    """A model needs more memory than is free."""
 
 
 class MissingDependencyError(PacelineError, ImportError):

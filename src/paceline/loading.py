@@ -12,16 +12,33 @@ from pathlib import Path
 from types import ModuleType
 
 from paceline.chat import opens_empty_thought
+from paceline.checkpoint.config_file import read_drafter_config, read_target_config
+from paceline.checkpoint.gguf_format import MAGIC
+from paceline.checkpoint.gguf_model import (
+    SUFFIX,
+    DrafterFile,
+    TargetFile,
+    open_drafter_file,
+    open_target_file,
+)
+from paceline.checkpoint.gguf_tokenizer import read_tokenizer
 from paceline.checkpoint.huggingface import (
     DrafterFolder,
     GenerationDefaults,
     TargetFolder,
+    config_file,
     open_drafter,
     open_target,
 )
 from paceline.checkpoint.strict_json import shown
-from paceline.config import check_pair, check_range
-from paceline.errors import CheckpointError, ConfigError, MissingDependencyError
+from paceline.config import DrafterConfig, TargetConfig, check_pair, check_range
+from paceline.errors import (
+    CheckpointError,
+    ConfigError,
+    MissingDependencyError,
+    PairMismatchError,
+)
+from paceline.memory import plan_memory
 from paceline.runtime.protocols import Drafter, Target
 from paceline.tokenizer import Tokenizer
 
@@ -32,6 +49,12 @@ SHIPPED_FOLDER = Path(__file__).parent / "models" / "default"
 SHIPPED_NAME = "paceline-default"
 DRAFTER_FOLDER = "assistant"
 DRAFTER_SUFFIX = "-assistant"
+DRAFTER_PREFIX = "mtp-"
+DRAFTER_FILES = ("*assistant*" + SUFFIX, DRAFTER_PREFIX + "*" + SUFFIX)
+MAX_DRAFTER_FILES = 16  # looked at beside a model's file
+
+OpenTarget = TargetFolder | TargetFile
+OpenDrafter = DrafterFolder | DrafterFile
 
 LoadProgress = Callable[[int, int], None]
 """Called with (bytes read, bytes in all) while weights load."""
@@ -77,9 +100,9 @@ def load_pair(
     """Load a target and its drafter.
 
     Args:
-        target: a Hugging Face folder; None is the pair that ships with Paceline.
-        drafter: a folder; "auto" takes `assistant/` inside the target's folder, else
-            the folder's name with `-assistant`, else none; None takes none.
+        target: a Hugging Face folder or a GGUF file; None is the pair that ships with Paceline.
+        drafter: a folder or file; "auto" takes the one that lies with the target (see
+            `open_drafter_of`), if any; None takes none.
         dtype: "float32" or "bfloat16".
         threads: processor threads for the whole process; None leaves them as they are.
         progress: called between slices of weights.
@@ -88,17 +111,16 @@ def load_pair(
         CheckpointError: a file is missing, damaged or of another kind.
         PairMismatchError: the drafter was made for another target.
         ConfigError: `dtype` or `threads` is not possible.
+        OutOfMemoryError: the weights alone are more than the free memory.
         MissingDependencyError: the runtime is not installed.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is not possible: expected {' or '.join(DTYPES)}.")
     if threads is not None:
         check_range("threads", threads, 1, MAX_THREADS)
-    opened = open_target(find_target(target))
-    drafter_path = find_drafter(opened.path, drafter)
-    opened_drafter = None if drafter_path is None else open_drafter(drafter_path)
-    if opened_drafter is not None:
-        check_pair(opened.config, opened_drafter.config)
+    opened = _open_target(find_target(target))
+    opened_drafter = open_drafter_of(opened, drafter)
+    _check_memory(opened, opened_drafter, dtype)
     tokenizer = _load_tokenizer(opened)
     runtime = _torch_runtime()
     if threads is not None:
@@ -108,8 +130,8 @@ def load_pair(
 
 def _load(
     runtime: ModuleType,
-    target: TargetFolder,
-    drafter: DrafterFolder | None,
+    target: OpenTarget,
+    drafter: OpenDrafter | None,
     tokenizer: Tokenizer,
     dtype: str,
     progress: LoadProgress | None,
@@ -152,7 +174,7 @@ class ByteCounter:
 
 
 def find_target(target: str | Path | None) -> Path:
-    """The target's folder.
+    """The target's folder or file.
 
     Raises:
         CheckpointError: there is none; a Hub name gets the line that downloads it.
@@ -164,41 +186,124 @@ def find_target(target: str | Path | None) -> Path:
                 "installation is incomplete. Install Paceline again, or pass the folder of a model."
             )
         return SHIPPED_FOLDER
-    return _existing_folder(target, "model")
+    return _existing_model(target, "model")
 
 
-def find_drafter(target_folder: Path, drafter: str | Path | None) -> Path | None:
-    """The drafter's folder, or None for none.
+def open_drafter_of(target: OpenTarget, drafter: str | Path | None) -> OpenDrafter | None:
+    """The drafter that was asked for, checked to fit its target; None for none.
+
+    Beside a target's file `X.gguf`, "auto" takes `X-assistant.gguf` or `mtp-X.gguf`; else the
+    first by name of the files `*assistant*.gguf` and `mtp-*.gguf` that was made for the target.
+    For a folder see `find_drafter`.
 
     Raises:
-        CheckpointError: a folder was named and is not there.
+        CheckpointError: it is damaged, or was named and is not there.
+        PairMismatchError: it was made for another target.
+    """
+    path = find_drafter(target.path, drafter)
+    if path is None:
+        return _drafter_beside(target) if drafter == "auto" and target.path.is_file() else None
+    opened = _open_drafter(path)
+    check_pair(target.config, opened.config)
+    return opened
+
+
+def find_drafter(target: Path, drafter: str | Path | None) -> Path | None:
+    """The drafter's folder or file, or None for none; nothing is opened.
+
+    "auto" takes `assistant/` inside the target's folder, else the folder's name with `-assistant`;
+    for a file the two names that `open_drafter_of` looks for first.
+
+    Raises:
+        CheckpointError: one was named and is not there.
     """
     if drafter is None:
         return None
     if drafter != "auto":
-        return _existing_folder(drafter, "drafter")
-    resolved = target_folder.resolve()
-    candidates = (
-        target_folder / DRAFTER_FOLDER,
-        resolved.with_name(resolved.name + DRAFTER_SUFFIX),
-    )
+        return _existing_model(drafter, "drafter")
+    resolved = target.resolve()
+    if target.is_file():
+        names = (resolved.stem + DRAFTER_SUFFIX + SUFFIX, DRAFTER_PREFIX + resolved.name)
+        files = (resolved.with_name(name) for name in names)
+        return next((file for file in files if file.is_file()), None)
+    candidates = (target / DRAFTER_FOLDER, resolved.with_name(resolved.name + DRAFTER_SUFFIX))
     return next((folder for folder in candidates if folder.is_dir()), None)
 
 
-def _existing_folder(given: str | Path, what: str) -> Path:
+def _drafter_beside(target: OpenTarget) -> DrafterFile | None:
+    """The first drafter's file in the target's folder that fits. Others may lie there too."""
+    folder = target.path.resolve().parent
+    files = sorted({file for pattern in DRAFTER_FILES for file in folder.glob(pattern)})
+    for file in files[:MAX_DRAFTER_FILES]:
+        try:
+            opened = open_drafter_file(file)
+            check_pair(target.config, opened.config)
+        except (CheckpointError, PairMismatchError):
+            continue
+        return opened
+    return None
+
+
+def read_configs(
+    target: Path, drafter: str | Path | None
+) -> tuple[TargetConfig, DrafterConfig | None]:
+    """The geometry of a pair; of a folder nothing but config.json is read.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or of another kind.
+        PairMismatchError: the drafter was made for another target.
+    """
+    if target.is_file():
+        opened = open_target_file(target)
+        opened_drafter = open_drafter_of(opened, drafter)
+        return opened.config, None if opened_drafter is None else opened_drafter.config
+    config = read_target_config(config_file(target))
+    path = find_drafter(target, drafter)
+    if path is None:
+        return config, None
+    drafter_config = (
+        open_drafter_file(path).config if path.is_file() else read_drafter_config(config_file(path))
+    )
+    check_pair(config, drafter_config)
+    return config, drafter_config
+
+
+def _check_memory(target: OpenTarget, drafter: OpenDrafter | None, dtype: str) -> None:
+    """The KV cache grows later, so that only its first tokens count here."""
+    drafter_config = None if drafter is None else drafter.config
+    plan_memory(target.config, drafter_config, dtype=dtype, context=1).check()
+
+
+def _open_target(path: Path) -> OpenTarget:
+    return open_target_file(path) if path.is_file() else open_target(path)
+
+
+def _open_drafter(path: Path) -> OpenDrafter:
+    return open_drafter_file(path) if path.is_file() else open_drafter(path)
+
+
+def _is_gguf(path: Path) -> bool:
+    if path.suffix == SUFFIX:
+        return path.is_file()
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def _existing_model(given: str | Path, what: str) -> Path:
+    """A folder, or a GGUF file of any name."""
     path = Path(given)
     try:
         path = path.expanduser()
-        is_folder, exists = path.is_dir(), path.exists()
+        is_model, exists = path.is_dir() or (path.is_file() and _is_gguf(path)), path.exists()
     except (OSError, RuntimeError) as error:  # RuntimeError: no such home directory
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise CheckpointError(f"cannot read the folder {shown(str(path))}: {reason}") from error
-    if is_folder:
+    if is_model:
         return path
     if exists:
         raise CheckpointError(
             f"{path} is a file: pass the folder of the {what}, which holds config.json and "
-            "model.safetensors."
+            "model.safetensors, or a GGUF file."
         )
     if isinstance(given, str) and _HUB_NAME.fullmatch(given):
         folder = given.partition("/")[2]
@@ -209,9 +314,12 @@ def _existing_folder(given: str | Path, what: str) -> Path:
     raise CheckpointError(f"there is no folder {shown(str(path))}: pass the folder of the {what}.")
 
 
-def display_name(folder: Path) -> str:
-    """What people call a model: its folder, or its Hub name if it lies in the Hub's cache."""
-    resolved = folder.resolve()
+def display_name(path: Path) -> str:
+    """What people call a model: its folder or file, or its Hub name if it lies in the Hub's
+    cache."""
+    if path.is_file():
+        return path.stem
+    resolved = path.resolve()
     if resolved == SHIPPED_FOLDER.resolve():
         return SHIPPED_NAME
     for part in resolved.parts[-3:]:
@@ -221,13 +329,16 @@ def display_name(folder: Path) -> str:
     return resolved.name
 
 
-def _load_tokenizer(target: TargetFolder) -> Tokenizer:
+def _load_tokenizer(target: OpenTarget) -> Tokenizer:
     path = target.tokenizer_file
-    if not path.is_file():
+    if isinstance(target, TargetFile) and not path.is_file():
+        path, tokenizer = target.path, read_tokenizer(target.file)
+    elif path.is_file():
+        tokenizer = Tokenizer.from_file(path)
+    else:
         raise CheckpointError(
             f"{target.path} has no {path.name}: the tokenizer is missing. Is the download complete?"
         )
-    tokenizer = Tokenizer.from_file(path)
     if tokenizer.vocab_size != target.config.vocab_size:
         raise CheckpointError(
             f"{path} has {tokenizer.vocab_size} tokens, but the model has "

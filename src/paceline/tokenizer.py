@@ -120,7 +120,7 @@ class Tokenizer:
             CheckpointError: the file is missing, too large, damaged, or not of Gemma's form.
         """
         try:
-            return cls(_read_document(Path(path)))
+            return cls(read_document(Path(path)))
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
 
@@ -208,7 +208,12 @@ class TokenWriter:
         self._pending.clear()
 
 
-def _read_document(path: Path) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, Any]:
+    """The parsed tokenizer.json.
+
+    Raises:
+        CheckpointError: it is missing, too large, or no JSON object.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)

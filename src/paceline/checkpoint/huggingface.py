@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from paceline.checkpoint.config_file import (
     CONFIG_FILE,
+    DRAFTER_TYPES,
     drafter_json,
     read_drafter_config,
     read_target_config,
@@ -99,7 +100,7 @@ def open_target(folder: Path) -> TargetFolder:
     Raises:
         CheckpointError: a file is missing, damaged or of another model.
     """
-    config = read_target_config(_config_file(folder))
+    config = read_target_config(config_file(folder))
     files = open_tensors(folder)
     table = target_table(config, target_prefix(files.entries, str(folder)))
     return TargetFolder(
@@ -111,18 +112,27 @@ def open_target(folder: Path) -> TargetFolder:
     )
 
 
+def is_drafter(folder: Path) -> bool:
+    """Whether a folder's config.json says that it holds a drafter.
+
+    Raises:
+        CheckpointError: it has none, or a damaged one.
+    """
+    return read_json_object(config_file(folder)).get("model_type") in DRAFTER_TYPES
+
+
 def open_drafter(folder: Path) -> DrafterFolder:
     """Open a Gemma 4 drafter.
 
     Raises:
         CheckpointError: a file is missing, damaged or of another model.
     """
-    config = read_drafter_config(_config_file(folder))
+    config = read_drafter_config(config_file(folder))
     weights = open_weights(drafter_table(config), open_tensors(folder), str(folder))
     return DrafterFolder(path=folder, config=config, weights=weights)
 
 
-def _config_file(folder: Path) -> Path:
+def config_file(folder: Path) -> Path:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(

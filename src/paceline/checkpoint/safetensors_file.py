@@ -133,7 +133,7 @@ def open_tensors(folder: Path) -> TensorFiles:
 
 def _other_format(folder: Path) -> str:
     if any(folder.glob("*.gguf")):
-        return " It holds a GGUF file, which Paceline does not read yet: use safetensors."
+        return " It holds a GGUF file: pass that file instead of the folder."
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
         return " It holds pickled weights, which Paceline never loads: convert them to safetensors."
     return " Is the download complete?"
