@@ -15,8 +15,10 @@ import typer
 
 from paceline.cli.bench import bench
 from paceline.cli.chat import chat
+from paceline.cli.convert import convert
 from paceline.cli.demo import demo
 from paceline.cli.generate import generate
+from paceline.cli.plan import plan
 from paceline.errors import ConfigError, PacelineError
 
 EXIT_FAILURE = 1
@@ -28,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, bench, demo):
+for command in (generate, chat, bench, demo, convert, plan):
     app.command()(command)
 
 

@@ -27,14 +27,15 @@ class Dtype(StrEnum):
 Model = Annotated[
     str | None,
     typer.Option(
-        metavar="FOLDER", help="Hugging Face folder of a Gemma 4. Default: the pair that ships."
+        metavar="MODEL",
+        help="Hugging Face folder or GGUF file of a Gemma 4. Default: the pair that ships.",
     ),
 ]
 Drafter = Annotated[
     str,
     typer.Option(
-        metavar="FOLDER|auto|none",
-        help="The drafter's folder; auto takes the one that lies with the model.",
+        metavar="MODEL|auto|none",
+        help="The drafter's folder or file; auto takes the one that lies with the model.",
     ),
 ]
 Draft = Annotated[
