@@ -11,12 +11,7 @@ import pytest
 
 from cli_fakes import Outcome, stream_of
 from paceline.cli import app
-from paceline.loading import SHIPPED_FOLDER
 from random_pair import write_random_pair
-
-needs_shipped_pair = pytest.mark.skipif(
-    not SHIPPED_FOLDER.is_dir(), reason="the shipped pair is not in paceline/models/default yet"
-)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +138,6 @@ def program(*argv: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes
     return subprocess.run(command, input=stdin, capture_output=True, check=False)
 
 
-@needs_shipped_pair
 def test_shipped_pair_demo():
     result = program("demo", "--max-tokens", "48", "--repeats", "1")
     text = result.stdout.decode("utf-8")
@@ -153,7 +147,6 @@ def test_shipped_pair_demo():
     assert "speed-up" in text
 
 
-@needs_shipped_pair
 def test_shipped_pair_answers_the_same_with_and_without_drafting():
     question = b"How do I count the lines of a file with wc?\n"
     options = ("--temperature", "1", "--seed", "5", "--max-tokens", "48")
@@ -164,7 +157,6 @@ def test_shipped_pair_answers_the_same_with_and_without_drafting():
     assert plain.stdout.strip()
 
 
-@needs_shipped_pair
 def test_shipped_pair_chat_and_bench(run):
     chat = run("chat", "--max-tokens", "24", "--seed", "1", stdin="Hello!\n/stats\n")
     assert (chat.code, "1 answer" in chat.stderr) == (0, True)
