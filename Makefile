@@ -44,7 +44,7 @@ $(VENV)/bin/python:
 
 $(VENV)/ready: pyproject.toml | $(VENV)/bin/python
 	@echo "installing Paceline and PyTorch into $(VENV) (a few minutes, once)"
-	$(PIP) "$(TORCH)"
+	$(PIP) $(TORCH)
 	$(PIP) --editable .
 	@touch $@
 

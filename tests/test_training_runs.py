@@ -616,6 +616,21 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     assert curve(folder, name) == curve(unbroken[name], name)
 
 
+def test_a_resumed_run_records_what_it_went_on_with(run_folder, tmp_path):
+    folder = begin(tmp_path / "stopped", run_folder, "target")
+    with pytest.raises(KeyboardInterrupt):
+        run_target(folder, 20, Clock(12))
+    first = json.loads((folder / "target.run.json").read_text())
+    assert "resumed" not in first
+    run_target(folder, 30, Clock())
+    record = json.loads((folder / "target.run.json").read_text())
+    (resumed,) = record.pop("resumed")
+    assert record == first
+    assert 0 < resumed["step"] < 12
+    assert resumed["settings"]["minutes"] != record["settings"]["minutes"]
+    assert resumed.keys() >= {"command", "commit", "started", "versions", "data"}
+
+
 def test_a_finished_run_trains_no_more(run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / "again")
     run_target(tmp_path / "again", 60, Clock())

@@ -38,11 +38,10 @@ from paceline.errors import (
     MissingDependencyError,
     PairMismatchError,
 )
-from paceline.memory import plan_memory
+from paceline.memory import ITEM_BYTES, plan_memory
 from paceline.runtime.protocols import Drafter, Target
 from paceline.tokenizer import Tokenizer
 
-DTYPES = ("float32", "bfloat16")
 MAX_THREADS = 1024
 
 SHIPPED_FOLDER = Path(__file__).parent / "models" / "default"
@@ -114,8 +113,8 @@ def load_pair(
         OutOfMemoryError: the weights alone are more than the free memory.
         MissingDependencyError: the runtime is not installed.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r} is not possible: expected {' or '.join(DTYPES)}.")
+    if dtype not in ITEM_BYTES:
+        raise ConfigError(f"dtype {dtype!r} is not possible: expected {' or '.join(ITEM_BYTES)}.")
     if threads is not None:
         check_range("threads", threads, 1, MAX_THREADS)
     opened = _open_target(find_target(target))

@@ -14,7 +14,7 @@ from paceline.checkpoint.names import drafter_table, target_table
 from paceline.config import DrafterConfig, TargetConfig
 from paceline.errors import OutOfMemoryError
 
-ITEM_BYTES = {"float32": 4, "bfloat16": 2}
+ITEM_BYTES = {"float32": 4, "bfloat16": 2}  # of the types that models run in
 ORDERING_BYTES = 8
 
 # The torch runtime's cache: positions come in blocks, and a sliding layer's ring has one block

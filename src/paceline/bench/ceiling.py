@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paceline.config import TargetConfig
+from paceline.memory import ITEM_BYTES
 
 if TYPE_CHECKING:
     from paceline.loading import LoadedPair
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 READ_BYTES = 256 << 20
 READ_ROUNDS = 5
 
@@ -38,7 +38,7 @@ def measure_ceiling(pair: LoadedPair) -> Ceiling:
     """The ceiling of this pair's target on this machine, now."""
     weights = weights_per_token(pair.target.config, pair.num_target_parameters)
     return Ceiling(
-        bytes_per_token=weights * DTYPE_BYTES[pair.dtype], read_bytes_per_s=read_speed(pair.threads)
+        bytes_per_token=weights * ITEM_BYTES[pair.dtype], read_bytes_per_s=read_speed(pair.threads)
     )
 
 

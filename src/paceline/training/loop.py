@@ -7,7 +7,6 @@ loss.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from paceline.training.record import append_curve, cut_curve, run_record
+from paceline.training.record import append_curve, cut_curve, record_start
 from paceline.training.schedule import (
     Budget,
     Optimisers,
@@ -74,9 +73,7 @@ def train(
     step = load_state(run.file("state"), model, optimisers, budget)
     curve = run.file("curve.jsonl")
     cut_curve(curve, step)
-    if step == 0:
-        record = run_record(run.settings(), data_files)
-        run.file("run.json").write_text(json.dumps(record, indent=2) + "\n")
+    record_start(run.file("run.json"), step, run.settings(), data_files)
     budget.resume()
     losses: list[float] = []
     while (progress := budget.progress()) < 1.0:

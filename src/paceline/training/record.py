@@ -21,8 +21,21 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def record_start(
+    path: Path, step: int, settings: dict[str, Any], data_files: Iterable[Path]
+) -> None:
+    """Write everything needed to know how a run was made. One that goes on from `step` adds what
+    it goes on with under "resumed"."""
+    start = run_record(settings, data_files)
+    if step and path.exists():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record.setdefault("resumed", []).append({"step": step, **start})
+    else:
+        record = start
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
 def run_record(settings: dict[str, Any], data_files: Iterable[Path]) -> dict[str, Any]:
-    """Everything needed to know how a run was made."""
     return {
         "command": ["paceline.training", *sys.argv[1:]],
         "commit": source_commit(),
