@@ -19,7 +19,7 @@ from paceline.engine import Engine
 from paceline.errors import CacheError
 from paceline.loading import LoadedPair
 from paceline.runtime.protocols import Draft, DraftRequest, PassOutput, Rows
-from paceline.sampling import draw
+from paceline.sampling import Candidates, draw
 from paceline.tokenizer import ControlTokens
 
 CONTROL = ControlTokens(
@@ -117,8 +117,16 @@ def scores_of(seen: tuple[object, ...], end_bias: float) -> np.ndarray:
     return scores
 
 
+def candidates_of(logits: np.ndarray, count: int) -> Candidates:
+    """The definition, on a row that is shorter too."""
+    order = np.lexsort((np.arange(len(logits)), -logits))[:count]
+    token_ids = np.full(count, -1, np.int32)
+    token_ids[: len(order)] = order
+    return Candidates(token_ids, np.resize(logits[order], count))
+
+
 class FakeTarget:
-    """Protocol `Target`.
+    """Protocol `Target`. Every second pass gives the candidates that it is asked for.
 
     Args:
         end_bias: added to the scores of the end tokens; -30 makes them impossible.
@@ -177,9 +185,11 @@ class FakeTarget:
         positions = range(cache.length - count, cache.length)
         seen = [cache.seen_from(position) for position in positions]
         logits = [self.scores(at + 1, row) for at, row in zip(positions, seen, strict=True)]
+        gives = len(self.passes) % 2 and share.num_candidates
         return PassOutput(
             logits=np.array(logits).reshape(count, VOCAB_SIZE),
             hidden=[hashed(row) for row in seen],
+            candidates=[candidates_of(row, gives) for row in logits] if gives else None,
         )
 
     def scores(self, position: int, seen: tuple[object, ...]) -> np.ndarray:

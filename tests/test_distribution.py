@@ -176,7 +176,7 @@ class Endless:
     def __init__(self):
         self.sampler = self
 
-    def choose(self, token, position):
+    def choose(self, token, position, candidates):
         return Choice(token)
 
     def commit(self, token):

@@ -316,7 +316,7 @@ class Recorder:
         self.ends_with = ends_with
         self.positions, self.committed, self.pushed = [], [], []
 
-    def choose(self, token, position):
+    def choose(self, token, position, candidates):
         self.positions.append(position)
         return Choice(int(token))
 

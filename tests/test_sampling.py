@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fakes import candidates_of
 from paceline import sampling
 from paceline.errors import ConfigError, LogitsError, PacelineError
 from paceline.noise import MAX_GUMBEL, MAX_SEED, MIN_GUMBEL, gumbel
 from paceline.sampling import (
+    MAX_CANDIDATES,
     DrawRule,
     Sampler,
     SamplingParams,
@@ -232,6 +234,83 @@ def test_filters_keep_what_transformers_keeps():
         sampler = sampler_of(params, vocab_size=100, prompt=prompt)
         ids, _ = sampling._filtered(sampler._processed(logits), params)
         assert sorted(ids.tolist()) == torch.isfinite(row[0]).nonzero()[:, 0].tolist()
+
+
+# --- Candidates ---------------------------------------------------------------------------------
+
+
+@st.composite
+def requests_with_candidates(draw_from):
+    """Requests without penalties, whose rows are mostly long enough."""
+    vocab = draw_from(st.integers(2, 24))
+    tokens = st.integers(0, vocab - 1)
+    bias = st.one_of(st.sampled_from([-100.0, -1.0, -0.5, 0.5]), st.floats(-100.0, 100.0))
+    params = SamplingParams(
+        temperature=draw_from(TEMPERATURES),
+        top_k=draw_from(st.integers(0, 14)),
+        top_p=draw_from(st.one_of(st.just(1.0), st.floats(0.01, 1.0))),
+        min_p=draw_from(st.one_of(st.just(0.0), st.floats(0.0, 0.9))),
+        logit_bias=draw_from(st.dictionaries(tokens, bias, max_size=3)),
+    )
+    return {
+        "logits": np.array(draw_from(st.lists(LOGITS, min_size=vocab, max_size=vocab)), np.float32),
+        "position": draw_from(POSITIONS),
+        "params": params,
+        "seed": draw_from(SEEDS),
+        "suppressed": draw_from(st.lists(tokens, max_size=min(3, vocab - 1), unique=True)),
+    }
+
+
+@settings(derandomize=True, deadline=None, max_examples=700)
+@given(requests_with_candidates(), st.integers(-3, 3))
+def test_candidates_change_no_choice(request_, more):
+    """Exactly as many as are asked for, more, or too few."""
+    logits, position = request_["logits"], request_["position"]
+    sampler = sampler_of(
+        request_["params"],
+        vocab_size=len(logits),
+        seed=request_["seed"],
+        suppressed=request_["suppressed"],
+    )
+    candidates = candidates_of(logits, max(0, sampler.num_candidates + more))
+    whole = sampler.choose(logits, position)
+    if sampler.num_candidates and more >= 0:  # then nothing else of the row is read
+        rest = np.setdiff1d(np.arange(len(logits)), sampler.draw_rule.bias_ids)
+        logits[rest] = math.nan
+    assert sampler.choose(logits, position, candidates) == whole
+
+
+@pytest.mark.parametrize(
+    ("fields", "suppressed", "expected"),
+    [
+        ({"temperature": 0.0}, (), 1),
+        ({"temperature": 0.0, "top_k": 5}, (), 1),
+        ({"temperature": 0.0, "logit_bias": {3: 1.0}}, (3, 4), 3),
+        ({"top_k": 64}, (), 64),
+        ({"top_k": 64, "top_p": 0.95, "min_p": 0.1}, (7, 8), 66),
+        ({"top_k": 64, "logit_bias": {1: -3.0, 9: 2.0}}, (7,), 67),
+        ({"top_k": MAX_CANDIDATES}, (), MAX_CANDIDATES),
+        ({"top_k": MAX_CANDIDATES + 1}, (), 0),
+        ({"top_k": MAX_CANDIDATES}, (5,), 0),
+        ({"top_k": 500}, (), 0),
+        ({}, (), 0),
+        ({"top_p": 0.9}, (), 0),
+        ({"top_k": 64, "top_logprobs": 0}, (), 0),
+        ({"temperature": 0.0, "repetition_penalty": 1.1}, (), 0),
+        ({"top_k": 64, "presence_penalty": 0.1}, (), 0),
+        ({"top_k": 64, "frequency_penalty": -0.1}, (), 0),
+    ],
+    ids=str,
+)
+def test_how_many_candidates_are_asked_for(fields, suppressed, expected):
+    sampler = sampler_of(SamplingParams(**fields), vocab_size=400, suppressed=suppressed)
+    assert sampler.num_candidates == expected
+
+
+def test_no_more_candidates_are_asked_for_than_a_whole_row_has():
+    for vocab_size, expected in ((64, 0), (65, 64)):
+        sampler = sampler_of(SamplingParams(top_k=64), vocab_size=vocab_size)
+        assert sampler.num_candidates == expected
 
 
 # --- Log-probabilities --------------------------------------------------------------------------

@@ -365,7 +365,12 @@ class Engine:
         for begin in range(sequence.cache.length, len(prompt), PREFILL_CHUNK):
             chunk = prompt[begin : begin + PREFILL_CHUNK]
             end = begin + len(chunk)
-            rows = Rows(cache=sequence.cache, token_ids=chunk, num_outputs=int(end == len(prompt)))
+            rows = Rows(
+                cache=sequence.cache,
+                token_ids=chunk,
+                num_outputs=int(end == len(prompt)),
+                num_candidates=sequence.sampler.num_candidates,
+            )
             output = self.pair.target.forward([rows])[0]
             if progress:
                 progress(end, len(prompt))

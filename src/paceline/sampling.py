@@ -12,6 +12,7 @@ import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from paceline.noise import MAX_GUMBEL, MAX_SEED, MIN_GUMBEL, gumbel
 Scores = NDArray[np.float32] | NDArray[np.float64]
 Ids = NDArray[np.int64]
 
+MAX_CANDIDATES = 256
 MAX_LOGIT_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
 MIN_REPETITION_PENALTY = 1e-6  # smaller ones could overflow a logit
@@ -217,6 +219,24 @@ def _first_and_margin(noised: NDArray[np.float64], ids: NDArray[np.integer]) -> 
     return int(ids[noised == noised[best]].min()), 0.0
 
 
+class Candidates(NamedTuple):
+    """The highest logits of one row, highest first, of equals the lowest id first.
+
+    A runtime that finds them while it computes the row spares the sampler a scan of the whole
+    vocabulary. A row with a NaN or an infinity has none.
+
+    Args:
+        token_ids: [C]; -1 from the place on where there are no more.
+        logits: [C] the row's own bits.
+    """
+
+    token_ids: NDArray[np.int32]
+    logits: NDArray[np.float32]
+
+    def holds(self, count: int) -> bool:
+        return len(self.token_ids) >= count and bool(self.token_ids[count - 1] >= 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The target's token at one position.
@@ -262,6 +282,22 @@ class Sampler:
         self._rule = _draw_rule(params, seed, suppressed_token_ids, vocab_size)
         self._prompt_ids = np.unique(np.array(list(prompt_token_ids), np.int64))
         self._output_counts: Counter[int] = Counter()
+        self._num_candidates = self._candidates_needed()
+
+    @property
+    def num_candidates(self) -> int:
+        """How many candidates of a row `choose` can use; 0 if it needs the whole row."""
+        return self._num_candidates
+
+    def _candidates_needed(self) -> int:
+        """Biased tokens are looked up in the row. Of the others, the most likely must be there
+        even if all biased ones stand before them."""
+        params = self._params
+        if params.top_logprobs is not None or self._penalises():
+            return 0
+        wanted = 1 if params.temperature == 0.0 else params.top_k
+        needed = wanted + len(self._rule.bias_ids)
+        return needed if wanted and needed <= min(MAX_CANDIDATES, self._vocab_size - 1) else 0
 
     @property
     def draw_rule(self) -> DrawRule:
@@ -272,23 +308,32 @@ class Sampler:
         """Append a token to the output that the penalties look back at."""
         self._output_counts[token_id] += 1
 
-    def choose(self, logits: NDArray[np.float32], position: int) -> Choice:
+    def choose(
+        self, logits: NDArray[np.float32], position: int, candidates: Candidates | None = None
+    ) -> Choice:
         """Choose a token: a pure function of the parameters, the seed, the committed tokens, the
         logits and the position. Commits nothing.
 
         Args:
             logits: [V]
             position: absolute position that the token will take.
+            candidates: of this row; they change the cost, never the choice.
 
         Raises:
             LogitsError: the row holds NaN or infinity, or no token is left.
         """
         assert logits.shape == (self._vocab_size,), (logits.shape, self._vocab_size)
+        needed = self._num_candidates
+        if needed and candidates is not None and candidates.holds(needed):
+            return Choice(token_id=self._chosen_of(candidates, logits, position))
         scores = self._processed(logits)
         best = int(np.argmax(scores))  # a NaN, if there is one
         if not np.isfinite(scores[best]):
             raise _unusable(float(scores[best]), position)
-        token = best if self._params.temperature == 0.0 else self._sampled(scores, position)
+        if self._params.temperature == 0.0:
+            token = best
+        else:
+            token = self._sampled(*_filtered(scores, self._params), position)
         if self._params.top_logprobs is None:
             return Choice(token_id=token)
         return _with_logprobs(token, scores, self._params.top_logprobs)
@@ -297,10 +342,43 @@ class Sampler:
         """The logits after penalties, bias and suppression; the row itself if there are none."""
         return _biased(self._penalised(logits), self._rule, None)
 
+    def _chosen_of(self, candidates: Candidates, logits: NDArray[np.float32], position: int) -> int:
+        """What `choose` chooses from the whole row, from candidates that suffice.
+
+        Equals: the whole row (tests/test_sampling.py).
+        """
+        ids, scores = self._processed_candidates(candidates, logits)
+        if self._params.temperature == 0.0:
+            return int(ids[0])
+        count = self._params.top_k
+        return self._sampled(*_narrowed(ids[:count], scores[:count], self._params), position)
+
+    def _processed_candidates(
+        self, candidates: Candidates, logits: NDArray[np.float32]
+    ) -> tuple[NDArray[np.integer], Scores]:
+        """(ids, scores) as `_highest` would order them, up to `num_candidates` or more."""
+        bias_ids = self._rule.bias_ids
+        token_ids = candidates.token_ids[: self._num_candidates]
+        scores = candidates.logits[: self._num_candidates]
+        if not len(bias_ids):
+            return token_ids, scores
+        places, _ = _biased_places(self._rule, token_ids)
+        biased = logits[bias_ids].astype(np.float64) + self._rule.biases
+        ids = np.concatenate([np.delete(token_ids, places), bias_ids])
+        processed = np.concatenate([np.delete(scores, places), biased])
+        order = np.lexsort((ids, -processed))
+        return ids[order], processed[order]
+
+    def _penalises(self) -> bool:
+        params = self._params
+        return params.repetition_penalty != 1.0 or bool(
+            params.presence_penalty or params.frequency_penalty
+        )
+
     def _penalised(self, logits: NDArray[np.float32]) -> Scores:
         params = self._params
         repetition = params.repetition_penalty
-        if repetition == 1.0 and not (params.presence_penalty or params.frequency_penalty):
+        if not self._penalises():
             return logits
         scores = logits.astype(np.float64)
         output_ids = np.fromiter(self._output_counts.keys(), np.int64)
@@ -312,8 +390,9 @@ class Sampler:
         scores[output_ids] -= params.presence_penalty + params.frequency_penalty * counts
         return scores
 
-    def _sampled(self, scores: Scores, position: int) -> int:
-        ids, tempered = _filtered(scores, self._params)
+    def _sampled(
+        self, ids: NDArray[np.integer], tempered: NDArray[np.float64], position: int
+    ) -> int:
         reachable = np.flatnonzero(tempered >= -_NOISE_REACH)
         ids = ids[reachable]
         noised = tempered[reachable] + gumbel(self._rule.seed, position, ids)
@@ -347,13 +426,22 @@ def _unusable(best: float, position: int) -> LogitsError:
     )
 
 
-def _filtered(scores: Scores, params: SamplingParams) -> tuple[Ids, NDArray[np.float64]]:
+def _filtered(
+    scores: Scores, params: SamplingParams
+) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
     """The tokens that pass all filters, in no particular order, and their tempered scores."""
     if 0 < params.top_k < len(scores):
         ids = _highest(scores, params.top_k)
     else:
         ids = np.flatnonzero(scores > -np.inf)
-    tempered = _tempered(scores[ids], params.temperature)
+    return _narrowed(ids, scores[ids], params)
+
+
+def _narrowed(
+    ids: NDArray[np.integer], scores: Scores, params: SamplingParams
+) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
+    """Temperature, top_p and min_p on the tokens that top_k has left."""
+    tempered = _tempered(scores, params.temperature)
     if params.top_p < 1.0:
         kept = _nucleus(tempered, params.top_p)
         ids, tempered = ids[kept], tempered[kept]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.config import DrafterConfig, TargetConfig
-from paceline.sampling import DrawRule
+from paceline.sampling import Candidates, DrawRule
 
 Hidden = Any
 """One final-normed hidden row, opaque to the engine, handed from target to drafter."""
@@ -53,11 +53,14 @@ class Rows:
     Args:
         token_ids: the tokens to feed, at least one.
         num_outputs: logits and hidden states are wanted for this many last rows.
+        num_candidates: so many candidates of each of these rows are of use. A runtime may give
+            fewer, more, or none.
     """
 
     cache: KVCache
     token_ids: Sequence[int]
     num_outputs: int = 1
+    num_candidates: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,7 @@ class PassOutput:
 
     logits: NDArray[np.float32]  # [num_outputs, V]
     hidden: Sequence[Hidden]  # num_outputs rows
+    candidates: Sequence[Candidates] | None = None  # one for each of these rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from paceline.runtime.protocols import (
     StopRule,
     Target,
 )
-from paceline.sampling import Choice, Sampler
+from paceline.sampling import Candidates, Choice, Sampler
 from paceline.speculative.controller import DraftLengthPolicy, RoundOutcome
 
 
@@ -79,7 +79,12 @@ def run_round(
     drafted = time.perf_counter()
     outputs = target.forward(
         [
-            Rows(cache=s.cache, token_ids=(s.last_token, *draft), num_outputs=1 + len(draft))
+            Rows(
+                cache=s.cache,
+                token_ids=(s.last_token, *draft),
+                num_outputs=1 + len(draft),
+                num_candidates=s.sampler.num_candidates,
+            )
             for s, draft in zip(sequences, drafts, strict=True)
         ]
     )
@@ -106,7 +111,7 @@ def settle(sequence: RoundSequence, draft: Sequence[int], output: PassOutput) ->
     `hidden` is the row that produced that token (contract C4).
     """
     start = sequence.cache.length - len(draft)  # position of the first emitted token
-    verdict = verify(sequence, draft, output.logits, start)
+    verdict = verify(sequence, draft, output.logits, start, output.candidates)
     last = len(verdict.token_ids) - 1
     sequence.cache.truncate(start + last)
     sequence.last_token = verdict.token_ids[last]
@@ -115,7 +120,11 @@ def settle(sequence: RoundSequence, draft: Sequence[int], output: PassOutput) ->
 
 
 def verify(
-    sequence: RoundSequence, draft: Sequence[int], logits: NDArray[np.float32], start: int
+    sequence: RoundSequence,
+    draft: Sequence[int],
+    logits: NDArray[np.float32],
+    start: int,
+    candidates: Sequence[Candidates] | None = None,
 ) -> Verdict:
     """Emit the target's own token of each row, as long as the draft had foreseen it.
 
@@ -125,12 +134,14 @@ def verify(
     Args:
         logits: [K + 1, V]; row i follows the tokens up to and including `draft[:i]`.
         start: absolute position of the token that row 0 decides.
+        candidates: of each row, if the runtime gave any.
 
     Source: sample matching, reference section 1.6.
     """
     emitted: list[int] = []
     for row, scores in enumerate(logits):
-        choice = sequence.sampler.choose(scores, start + row)
+        found = candidates[row] if candidates else None
+        choice = sequence.sampler.choose(scores, start + row, found)
         sequence.sampler.commit(choice.token_id)
         emitted.append(choice.token_id)
         accepted = row < len(draft) and draft[row] == choice.token_id
