@@ -59,6 +59,16 @@ def test_noise_equals_the_definition(seed, position):
     np.testing.assert_allclose(gumbel(seed, position, np.array(ids)), expected, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("seed", [3, 2**40 + 5])
+def test_few_ids_get_the_bits_of_many(seed):
+    """Few are hashed in Python's integers, many in arrays."""
+    ids = np.array([0, 5, 262_143, 2**32 - 1, *range(100, 200)])
+    for position in (0, 90_001, 2**33 + 1):
+        many = gumbel(seed, position, ids)
+        for begin, end in ((0, 1), (1, 3), (4, 4 + noise._FEW), (0, 1 + noise._FEW)):
+            assert gumbel(seed, position, ids[begin:end]).tolist() == many[begin:end].tolist()
+
+
 def test_a_token_gets_the_same_bits_in_any_company():
     """Order, neighbours, integer type and the block boundary must not show."""
     ids = np.arange(2 * noise._BLOCK + 5)
@@ -91,9 +101,11 @@ def test_every_bit_of_seed_position_and_id_counts():
 def test_the_extreme_words_give_the_stated_bounds(monkeypatch, word, bound):
     """The draw's shortcut relies on these two: no words lie outside them."""
     monkeypatch.setattr(noise, "philox4x32", lambda _, counter: np.full_like(counter, word))
-    value = gumbel(0, 0, np.array([3])).item()
-    assert math.isfinite(value)
-    assert value == pytest.approx(bound, abs=1e-14)
+    monkeypatch.setattr(noise, "_first_words", lambda *_: word << 32 | word)
+    for count in (1, 100):
+        values = gumbel(0, 0, np.arange(count))
+        assert np.isfinite(values).all()
+        assert values == pytest.approx(bound, abs=1e-14)
 
 
 @pytest.mark.parametrize("axis", ["token", "position", "seed"])

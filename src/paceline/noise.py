@@ -22,6 +22,7 @@ _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 
 _UNIFORM_BITS = 53
 _LOW_BITS_DROPPED = np.uint64(64 - _UNIFORM_BITS)
+_FEW = 12  # ids up to which Python's own integers beat the overhead of array operations
 _BLOCK = 8192  # ids hashed at a time: the four counter words of a block stay in the L2 cache
 
 MIN_GUMBEL = -math.log(-math.log(2.0**-_UNIFORM_BITS))
@@ -40,8 +41,11 @@ def gumbel(seed: int, position: int, token_ids: NDArray[np.integer]) -> NDArray[
         [n] values in [MIN_GUMBEL, MAX_GUMBEL], about -3.6 to 36.7. An element depends on its own
         id only, not on its neighbours.
 
-    Cost: about 40 us for a handful of ids, 0.2 ms for 4,096.
+    Cost: 3 us an id up to a dozen, about 40 us for some more, 0.2 ms for 4,096.
     """
+    if len(token_ids) <= _FEW:
+        words = [_first_words(seed, position, token_id) for token_id in token_ids.tolist()]
+        return _from_bits(np.array(words, np.uint64))
     blocks = range(0, len(token_ids), _BLOCK)
     parts = [_gumbel_block(seed, position, token_ids[at : at + _BLOCK]) for at in blocks]
     return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0), *parts])
@@ -53,7 +57,11 @@ def _gumbel_block(seed: int, position: int, ids: NDArray[np.integer]) -> NDArray
     counter[1] = position >> 32
     counter[2] = ids
     words = philox4x32(seed, counter)
-    bits = ((words[0] << _WORD_BITS) | words[1]) >> _LOW_BITS_DROPPED
+    return _from_bits((words[0] << _WORD_BITS) | words[1])
+
+
+def _from_bits(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    bits = words >> _LOW_BITS_DROPPED
     # An odd numerator keeps U off 0 and 1, where the logarithms are infinite.
     uniform = (bits | np.uint64(1)) * 2.0**-_UNIFORM_BITS
     noise: NDArray[np.float64] = -np.log(-np.log(uniform))
@@ -81,6 +89,21 @@ def philox4x32(seed: int, counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
         np.bitwise_xor(even, key, out=even)
         np.bitwise_and(product[::-1], _WORD, out=odd)
     return np.stack([even[0], odd[0], even[1], odd[1]])
+
+
+def _first_words(seed: int, position: int, token_id: int) -> int:
+    """Words 0 and 1 of `philox4x32` for one counter, word 0 in the high half."""
+    word0, word1, word2, word3 = position & 0xFFFFFFFF, position >> 32, token_id, 0
+    for key0, key1 in _integer_keys(seed):
+        first, second = 0xD2511F53 * word0, 0xCD9E8D57 * word2
+        word0, word1 = (second >> 32) ^ word1 ^ key0, second & 0xFFFFFFFF
+        word2, word3 = (first >> 32) ^ word3 ^ key1, first & 0xFFFFFFFF
+    return word0 << 32 | word1
+
+
+@lru_cache(maxsize=256)
+def _integer_keys(seed: int) -> list[tuple[int, int]]:
+    return [(int(keys[0, 0]), int(keys[1, 0])) for keys in _round_keys(seed)]
 
 
 @lru_cache(maxsize=256)

@@ -393,6 +393,8 @@ class Sampler:
     def _sampled(
         self, ids: NDArray[np.integer], tempered: NDArray[np.float64], position: int
     ) -> int:
+        if len(ids) == 1:
+            return int(ids[0])
         reachable = np.flatnonzero(tempered >= -_NOISE_REACH)
         ids = ids[reachable]
         noised = tempered[reachable] + gumbel(self._rule.seed, position, ids)
