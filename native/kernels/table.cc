@@ -7,8 +7,9 @@
 namespace paceline::PACELINE_ISA_NAME {
 
 extern const LinearKernels linear_kernels;
+extern const HeadKernels head_kernels;
 
 extern const Kernels table;
-const Kernels table = {PACELINE_STRING(PACELINE_ISA_NAME), linear_kernels};
+const Kernels table = {PACELINE_STRING(PACELINE_ISA_NAME), linear_kernels, head_kernels};
 
 }  // namespace paceline::PACELINE_ISA_NAME

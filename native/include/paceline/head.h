@@ -1,9 +1,10 @@
 // The output head: logits of a few rows over the whole vocabulary, and each row's best candidates,
 // found while the panels pass so that nobody scans a row again.
 //
-// Candidates are ordered by (logit descending, id ascending), a total order: which ones are kept and
-// where they stand does not depend on how the panels were split. A row that holds an infinity or NaN
-// after the soft-cap has no candidates (every id is -1), so that its reader looks at the whole row.
+// Candidates are ordered by (logit descending, id ascending), a total order: which ones are kept
+// and where they stand does not depend on how the panels were split. A row that holds an infinity
+// or NaN after the soft-cap has no candidates (every id is -1), so that its reader looks at the
+// whole row.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +26,7 @@ struct Candidate {
 };
 
 // The best candidates of one row that one worker has seen. Somebody else owns the memory.
-struct CandidateList {
+struct alignas(kAlignment) CandidateList {
   Candidate* kept = nullptr;  // [capacity] a heap, the worst on top
   int capacity = 0;
   int count = 0;
@@ -37,7 +38,7 @@ struct CandidateList {
 void offer(CandidateList& list, Candidate candidate);
 
 // The best of all `num_lists` lists, best first, into `ids` and `logits` [count]. Places that none
-// fills get id -1 and logit -infinity. Reorders the lists. Does not look at all_finite.
+// fills get id -1 and logit -infinity. Uses the lists up. Does not look at all_finite.
 void merge_candidates(CandidateList* lists, int num_lists, int count, std::int32_t* ids,
                       float* logits);
 
@@ -53,12 +54,12 @@ class HeadScratch {
   void reserve(int num_workers, int num_rows, int num_candidates);
   // The list of one worker and row, emptied, keeping `count` candidates.
   CandidateList& reset(int worker, int row, int count);
-  // All workers' lists of a row, next to each other.
+  // The lists of a row, by worker.
   CandidateList* lists(int row) const;
 
  private:
   AlignedBytes lists_, kept_;
-  int num_workers_ = 0, num_rows_ = 0, num_candidates_ = 0;
+  int num_workers_ = 0, num_candidates_ = 0;
 };
 
 struct HeadCall {
@@ -69,10 +70,10 @@ struct HeadCall {
   std::ptrdiff_t logits_stride = 0;
   // How many candidates each row wants, 0 to candidates_stride; nullptr means none anywhere.
   const int* num_candidates = nullptr;
-  int candidates_stride = 0;                // at most kMaxCandidates
-  std::int32_t* candidate_ids = nullptr;    // [num_rows][candidates_stride]
-  float* candidate_logits = nullptr;        // the same
-  HeadScratch* scratch = nullptr;           // reserved for this call; unused without candidates
+  int candidates_stride = 0;              // at most kMaxCandidates
+  std::int32_t* candidate_ids = nullptr;  // [num_rows][candidates_stride]
+  float* candidate_logits = nullptr;      // the same
+  HeadScratch* scratch = nullptr;         // reserved for this call; unused without candidates
 };
 
 // Called by every worker of a pool run; all of x must be there. Ends with a barrier.

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "paceline/head.h"
 #include "paceline/linear.h"
 
 namespace paceline {
@@ -11,6 +12,7 @@ namespace paceline {
 struct Kernels {
   const char* isa;  // portable, avx2, avxvnni or avx512
   const LinearKernels& linear;
+  const HeadKernels& head;
 };
 
 // The best that the processor has, or the one that the environment variable PACELINE_ISA names.
