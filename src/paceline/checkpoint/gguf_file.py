@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.checkpoint import gguf_format as gguf
-from paceline.checkpoint.safetensors_file import MAX_SIZE, TensorEntry
+from paceline.checkpoint.safetensors_file import MAX_SIZE, TensorEntry, drop_pages
 from paceline.checkpoint.strict_json import shown
 from paceline.errors import CheckpointError
 
@@ -110,6 +110,10 @@ class GgufFile:
             flat = np.frombuffer(self.data, _ELEMENTS[entry.dtype], entry.num_elements, entry.start)
             return flat.reshape(entry.shape)
         return np.frombuffer(self.data, np.uint8, entry.num_bytes, entry.start)
+
+    def forget(self, name: str) -> None:
+        """Give back the memory that reading a tensor took."""
+        drop_pages(self.data, self.entries[name].start, self.entries[name].num_bytes)
 
 
 class Reader:

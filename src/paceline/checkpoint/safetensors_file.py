@@ -97,6 +97,18 @@ class SafetensorsFile:
         flat = np.frombuffer(self._map, dtype, entry.num_elements, entry.start)
         return flat.reshape(entry.shape)
 
+    def forget(self, name: str) -> None:
+        """Give back the memory that reading a tensor took."""
+        drop_pages(self._map, self.entries[name].start, self.entries[name].num_bytes)
+
+
+def drop_pages(mapped: mmap.mmap, start: int, num_bytes: int) -> None:
+    """Take the pages of a range off this process, where the system can: who reads them again gets
+    them from the file."""
+    if hasattr(mmap, "MADV_DONTNEED") and num_bytes:
+        first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_DONTNEED, first, start + num_bytes - first)
+
 
 class TensorFiles:
     """All tensors of a checkpoint folder, whichever of its files they are in."""
@@ -107,6 +119,9 @@ class TensorFiles:
 
     def tensor(self, name: str) -> NDArray[Any]:
         return self._files[name].tensor(name)
+
+    def forget(self, name: str) -> None:
+        self._files[name].forget(name)
 
     def path_of(self, name: str) -> Path:
         return self._files[name].path

@@ -7,8 +7,9 @@ token ordering that is not a permutation. Knows no tensor library.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,12 +34,14 @@ class Weight:
         where: its name in the file and the file, for messages.
         dtype: the name of its type, one of safetensors' or of `quantise.BLOCK_BYTES`.
         data: a view of the file; bfloat16 as uint16 bits, block types as flat bytes.
+        forget: give back the memory that reading `data` took; reading again is possible.
     """
 
     spec: TensorSpec
     where: str
     dtype: str
     data: NDArray[Any]
+    forget: Callable[[], None] = lambda: None
 
     @property
     def num_elements(self) -> int:
@@ -63,18 +66,29 @@ class Weight:
         Raises:
             CheckpointError: a value is not finite, or a token ordering names a token twice.
         """
+        self.check_ordering()
+        for start in range(0, self.num_elements, SLICE):
+            piece = self._elements(start, start + SLICE)
+            if self.spec.kind == "weight" and not all_usable(piece, self.slice_dtype):
+                raise self.damaged()
+            yield start, piece
+
+    def check_ordering(self) -> None:
+        """
+        Raises:
+            CheckpointError: this is a token ordering and names a token twice.
+        """
         if self.spec.kind == "token_ordering" and not is_permutation(self.data):
             raise CheckpointError(
                 f"{self.where} must hold each of the {self.data.size} token ids exactly once."
             )
-        for start in range(0, self.num_elements, SLICE):
-            piece = self._elements(start, start + SLICE)
-            if self.spec.kind == "weight" and not all_usable(piece, self.slice_dtype):
-                raise CheckpointError(
-                    f"{self.where} holds a NaN, an infinite or an absurdly large value: the file "
-                    "is damaged or its training failed. Download it again."
-                )
-            yield start, piece
+
+    def damaged(self) -> CheckpointError:
+        """What to raise where a value cannot be used."""
+        return CheckpointError(
+            f"{self.where} holds a NaN, an infinite or an absurdly large value: the file "
+            "is damaged or its training failed. Download it again."
+        )
 
     def _elements(self, start: int, end: int) -> NDArray[Any]:
         flat = self.data.reshape(-1)
@@ -132,6 +146,7 @@ def _weight(table: NameTable, spec: TensorSpec, files: TensorFiles) -> Weight:
         where=f"{name} in {files.path_of(name)}",
         dtype=files.entries[name].dtype,
         data=files.tensor(name),
+        forget=partial(files.forget, name),
     )
 
 

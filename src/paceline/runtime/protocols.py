@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,10 @@ from paceline.sampling import Candidates, DrawRule
 
 Hidden = Any
 """One final-normed hidden row, opaque to the engine, handed from target to drafter."""
+
+DraftPosition = Literal["last_written", "next"]
+"""Where a round's draft steps stand when the cache holds N positions: N-1 or N (reference section
+3.4)."""
 
 
 class KVCache(Protocol):

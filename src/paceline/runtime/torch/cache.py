@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from paceline.config import LayerSpec, TargetConfig
-from paceline.errors import CacheError
+from paceline.runtime.bounds import check_room, check_truncation
 
 BLOCK = 64
 
@@ -140,12 +140,7 @@ class TorchKVCache:
         return sum(store.kv_bytes for store in self.layers.values())
 
     def truncate(self, length: int) -> None:
-        if length and not self.shortest_truncation <= length <= self._length:
-            raise CacheError(
-                f"cannot truncate the KV cache to {length}: it holds {self._length} positions and "
-                f"its sliding layers reach back to {self.shortest_truncation}. Empty it with "
-                "truncate(0) and feed the tokens again."
-            )
+        check_truncation(self, length)
         self._length = length
         if length == 0:
             self._written = 0
@@ -157,12 +152,8 @@ class TorchKVCache:
         Raises:
             CacheError: the sequence would outgrow `max_length`.
         """
+        check_room(self, num_rows)
         length = self._length + num_rows
-        if length > self._max_length:
-            raise CacheError(
-                f"{length} positions do not fit: this KV cache was made for {self._max_length}. "
-                "Shorten the prompt or ask for fewer tokens."
-            )
         self._written = max(self._written, length)
         for store in self.layers.values():
             store.reserve(length)

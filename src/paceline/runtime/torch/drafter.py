@@ -8,20 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import chain, repeat
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from paceline.config import DrafterConfig, LayerKind, LayerSpec
-from paceline.runtime.protocols import Draft, DraftRequest
+from paceline.runtime.protocols import Draft, DraftPosition, DraftRequest
 from paceline.runtime.torch.cache import TorchKVCache
 from paceline.runtime.torch.cached import attend_keys
 from paceline.runtime.torch.models import DrafterModel, TargetModel
 from paceline.sampling import draw
-
-DraftPosition = Literal["last_written", "next"]
-"""Where a round's draft steps stand when the cache holds N positions: N-1 or N (section 3.4)."""
 
 MAX_DRAFT_TOKENS = 15
 

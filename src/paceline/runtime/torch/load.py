@@ -66,6 +66,7 @@ def _fill(model: nn.Module, weights: Weights, dtype: WeightDtype, count: CountBy
     assert state.keys() == {weight.spec.name for weight in weights.tensors}
     for weight in weights.tensors:
         _copy(weight, state[weight.spec.name], count)
+        weight.forget()
 
 
 def _copy(weight: Weight, into: Tensor, count: CountBytes) -> None:
