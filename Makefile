@@ -4,8 +4,12 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+CMAKE = $(shell command -v cmake || echo $(BIN)/cmake)
+CTEST = $(shell command -v ctest || echo $(BIN)/ctest)
+CONFIGURE = $(CMAKE) -S native -G Ninja
+NATIVE := CMakeLists.txt native/CMakeLists.txt $(wildcard native/*.cc native/kernels/* native/include/*/*)
 
-.PHONY: help setup demo test test-all lint format bench clean
+.PHONY: help setup demo test test-native test-all sanitize lint format stub bench clean
 
 help: ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,11 +19,24 @@ setup: $(VENV)/ready-dev ## Everything for working on Paceline
 demo: $(VENV)/ready ## Ask the shipped pair a question, with drafting off and on
 	$(BIN)/paceline demo
 
-test: $(VENV)/ready-dev ## All tests that run on every push
+test: $(VENV)/ready-dev test-native ## All tests that run on every push
 	$(BIN)/pytest -m "not slow"
 
-test-all: $(VENV)/ready-dev ## The full matrices too: about half an hour
+test-native: $(VENV)/ready-dev ## The tests of native/, for every instruction set of this processor
+	$(CONFIGURE) -B build/native-tests
+	$(CMAKE) --build build/native-tests
+	$(CTEST) --test-dir build/native-tests --output-on-failure
+
+test-all: $(VENV)/ready-dev test-native sanitize ## The full matrices too: about half an hour
 	$(BIN)/pytest
+
+sanitize: $(VENV)/ready-dev ## The native tests under sanitizers: address, undefined, thread
+	$(CONFIGURE) -B build/sanitize-address -DPACELINE_SANITIZE=address,undefined
+	$(CMAKE) --build build/sanitize-address
+	$(CTEST) --test-dir build/sanitize-address --output-on-failure
+	$(CONFIGURE) -B build/sanitize-thread -DPACELINE_SANITIZE=thread
+	$(CMAKE) --build build/sanitize-thread --target thread_pool_test
+	$(CTEST) --test-dir build/sanitize-thread --output-on-failure --tests-regex '^thread_pool$$'
 
 lint: $(VENV)/ready-dev ## Format, style, types, layers
 	$(BIN)/ruff format --check .
@@ -31,23 +48,30 @@ format: $(VENV)/ready-dev ## Format the code in place
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+stub: $(VENV)/ready-dev ## Write the types of the extension module, after a change of bindings.cc
+	$(BIN)/python -m nanobind.stubgen -q -m paceline._native -o src/paceline/_native.pyi
+	$(BIN)/ruff check --quiet --fix --exit-zero src/paceline/_native.pyi
+	$(BIN)/ruff format --quiet src/paceline/_native.pyi
+
 bench: $(VENV)/ready ## Speed with drafting on against off, by kind of prompt
 	$(BIN)/paceline bench --compare off,2,4
 
-clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+clean: ## Remove the virtual environment, what was built, and caches
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Paceline needs Python 3.11 or later: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade "pip>=25.1"
 
-$(VENV)/ready: pyproject.toml | $(VENV)/bin/python
-	@echo "installing Paceline and PyTorch into $(VENV) (a few minutes, once)"
+$(VENV)/ready: pyproject.toml $(NATIVE) | $(VENV)/bin/python
+	@echo "building Paceline, and installing it and PyTorch into $(VENV) (a few minutes, once)"
 	$(PIP) $(TORCH)
 	$(PIP) --editable .
 	@touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
 	$(PIP) --group dev
+	@command -v cmake > /dev/null || $(PIP) cmake
+	@command -v ninja > /dev/null || $(PIP) ninja
 	@touch $@

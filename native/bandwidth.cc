@@ -1,0 +1,52 @@
+#include "paceline/bandwidth.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+
+#include "paceline/weights.h"
+
+namespace paceline {
+namespace {
+
+constexpr int kRounds = 5;
+constexpr std::size_t kLine = 64;
+constexpr std::size_t kWords = kLine / sizeof(std::uint64_t);
+
+// Reads one word of each line, which moves the whole line: summing every word with plain code would
+// measure the adder.
+std::uint64_t sum_lines(const std::uint64_t* words, std::size_t num_lines) {
+  std::uint64_t sums[4] = {};
+  std::size_t line = 0;
+  for (; line + 4 <= num_lines; line += 4) {
+    for (std::size_t i = 0; i < 4; ++i) sums[i] += words[(line + i) * kWords];
+  }
+  for (; line < num_lines; ++line) sums[0] += words[line * kWords];
+  return sums[0] + sums[1] + sums[2] + sums[3];
+}
+
+}  // namespace
+
+double read_bandwidth(ThreadPool& pool, std::size_t num_bytes) {
+  const std::size_t num_lines = std::max<std::size_t>(num_bytes / kLine, 1);
+  const AlignedBytes memory(num_lines * kLine);
+  std::atomic<std::uint64_t> total = 0;  // keeps the reads from being optimised away
+  const auto read_part = [&](Worker& worker) {
+    const std::size_t count = static_cast<std::size_t>(worker.num_workers());
+    const std::size_t index = static_cast<std::size_t>(worker.index());
+    const std::size_t first = num_lines * index / count;
+    const std::size_t end = num_lines * (index + 1) / count;
+    total += sum_lines(memory.as<std::uint64_t>() + first * kWords, end - first);
+  };
+  double best = 0.0;
+  for (int round = 0; round < kRounds; ++round) {
+    const auto started = std::chrono::steady_clock::now();
+    pool.run(read_part);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - started;
+    best = std::max(best, static_cast<double>(num_lines * kLine) / std::max(took.count(), 1e-9));
+  }
+  return best;
+}
+
+}  // namespace paceline

@@ -1,0 +1,106 @@
+"""The native CPU runtime: see native/README.md."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy
+from numpy.typing import NDArray
+
+def isa_name() -> str:
+    """
+    Instruction set in use: the processor's best, or what PACELINE_ISA names.
+    """
+
+def isa_names() -> list[str]:
+    """What this processor can run, the slowest first."""
+
+def multiply(
+    dtype: str,
+    data: Annotated[
+        NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)
+    ],
+    outputs: int,
+    inner: int,
+    x: Annotated[
+        NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ],
+) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C")]:
+    """Outputs [M, outputs] of one linear layer for rows x [M, inner]."""
+
+class NotFiniteError(ValueError):
+    pass
+
+class Pool:
+    """Threads that run a pass together; the caller is one of them."""
+
+    def __init__(self, threads: int, pin: bool = True) -> None: ...
+    @property
+    def threads(self) -> int: ...
+
+def read_bandwidth(pool: Pool, num_bytes: int) -> float:
+    """Bytes a second that a plain loop reads of freshly allocated memory."""
+
+class LayerShape:
+    """One decoder layer: see native shapes.h."""
+
+    def __init__(
+        self,
+        *,
+        sliding: bool,
+        head_dim: int,
+        num_kv_heads: int,
+        ffn_size: int,
+        owns_kv: bool,
+        kv_layer: int,
+        values_from_keys: bool = False,
+        window: int = 0,
+    ) -> None: ...
+    @property
+    def sliding(self) -> bool: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def ffn_size(self) -> int: ...
+    @property
+    def owns_kv(self) -> bool: ...
+    @property
+    def kv_layer(self) -> int: ...
+    @property
+    def values_from_keys(self) -> bool: ...
+    @property
+    def window(self) -> int: ...
+
+class Shape:
+    """A target or a drafter: see native shapes.h."""
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        vocab_size: int,
+        num_heads: int,
+        rms_norm_eps: float,
+        layers: Sequence[LayerShape],
+        first_shared_layer: int,
+        sliding_frequencies: Sequence[float],
+        global_frequencies: Sequence[float],
+        per_layer_size: int = 0,
+        per_layer_vocab_size: int = 0,
+        logit_softcap: float = 0.0,
+        num_experts: int = 0,
+        num_experts_per_token: int = 0,
+        expert_ffn_size: int = 0,
+        embedding_scale: float = 1.0,
+        per_layer_scale: float = 1.0,
+        target_hidden_size: int = 0,
+        num_centroids: int = 0,
+        centroid_top_k: int = 0,
+    ) -> None: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def layers(self) -> list[LayerShape]: ...
