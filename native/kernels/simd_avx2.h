@@ -41,6 +41,12 @@ PACELINE_INLINE void store(F32x16 x, float* to) {
 PACELINE_INLINE F32x16 load_f16(const std::uint16_t* from) {
   return {_mm256_cvtph_ps(load_128(from)), _mm256_cvtph_ps(load_128(from + 8))};
 }
+PACELINE_INLINE void store_f16(F32x16 x, std::uint16_t* to) {
+  const __m128i low = _mm256_cvtps_ph(x.low, _MM_FROUND_TO_NEAREST_INT);
+  const __m128i high = _mm256_cvtps_ph(x.high, _MM_FROUND_TO_NEAREST_INT);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), low);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 8), high);
+}
 PACELINE_INLINE __m256 widen_bf16(__m128i halves) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
 }
@@ -65,6 +71,9 @@ PACELINE_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
 }
 PACELINE_INLINE F32x16 max(F32x16 a, F32x16 b) {
   return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
+}
+PACELINE_INLINE F32x16 min(F32x16 a, F32x16 b) {
+  return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
 }
 PACELINE_INLINE __m256i magnitude_bits(__m256 a) {
   return _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7fffffff));

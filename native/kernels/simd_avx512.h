@@ -28,6 +28,10 @@ PACELINE_INLINE void store(F32x16 x, float* to) { _mm512_storeu_ps(to, x.v); }
 PACELINE_INLINE F32x16 load_f16(const std::uint16_t* from) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
 }
+PACELINE_INLINE void store_f16(F32x16 x, std::uint16_t* to) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                      _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+}
 PACELINE_INLINE F32x16 load_bf16(const std::uint16_t* from) {
   const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))};
@@ -41,6 +45,7 @@ PACELINE_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
   return {_mm512_fmadd_ps(a.v, b.v, c.v)};
 }
 PACELINE_INLINE F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+PACELINE_INLINE F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 PACELINE_INLINE F32x16 abs(F32x16 a) { return {_mm512_abs_ps(a.v)}; }
 PACELINE_INLINE F32x16 select_less(F32x16 a, F32x16 b, F32x16 yes, F32x16 no) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v)};

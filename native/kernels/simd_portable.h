@@ -51,6 +51,17 @@ PACELINE_INLINE float from_f16(std::uint16_t half) {
   return as_float(sign | (exponent + 112) << 23 | fraction << 13);
 }
 
+PACELINE_INLINE std::uint16_t to_f16(float x) {
+  const std::uint32_t bits = as_bits(x), magnitude = bits & 0x7fffffffu,
+                      sign = bits >> 16 & 0x8000u;
+  if (magnitude < 0x38800000u) {  // below 2^-14 a half counts steps of 2^-24
+    const float steps = ::nearbyintf(as_float(magnitude) * 0x1p24f);
+    return static_cast<std::uint16_t>(sign | static_cast<std::uint32_t>(steps));
+  }
+  const std::uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
+  return static_cast<std::uint16_t>(sign | ((rounded >> 13) - (112u << 10)));
+}
+
 PACELINE_INLINE F32x16 splat(float x) {
   return each([=](int) { return x; });
 }
@@ -60,6 +71,10 @@ PACELINE_INLINE F32x16 load(const float* from) {
 PACELINE_INLINE void store(F32x16 x, float* to) { std::memcpy(to, x.v, sizeof x.v); }
 PACELINE_INLINE F32x16 load_f16(const std::uint16_t* from) {
   return each([=](int i) { return from_f16(from[i]); });
+}
+// Rounds to nearest, ties to even; the lanes must be within the finite halves.
+PACELINE_INLINE void store_f16(F32x16 x, std::uint16_t* to) {
+  for (int i = 0; i < 16; ++i) to[i] = to_f16(x.v[i]);
 }
 PACELINE_INLINE F32x16 load_bf16(const std::uint16_t* from) {
   return each([=](int i) { return as_float(static_cast<std::uint32_t>(from[i]) << 16); });
@@ -84,6 +99,10 @@ PACELINE_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
 // b where either is NaN, as on x86.
 PACELINE_INLINE F32x16 max(F32x16 a, F32x16 b) {
   return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+// The same with the lower one.
+PACELINE_INLINE F32x16 min(F32x16 a, F32x16 b) {
+  return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
 }
 PACELINE_INLINE F32x16 abs(F32x16 a) {
   return each([&](int i) { return as_float(as_bits(a.v[i]) & 0x7fffffffu); });

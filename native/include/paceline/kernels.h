@@ -6,6 +6,7 @@
 
 #include "paceline/head.h"
 #include "paceline/linear.h"
+#include "paceline/ops.h"
 
 namespace paceline {
 
@@ -13,6 +14,7 @@ struct Kernels {
   const char* isa;  // portable, avx2, avxvnni or avx512
   const LinearKernels& linear;
   const HeadKernels& head;
+  const OpsKernels& ops;
 };
 
 // The best that the processor has, or the one that the environment variable PACELINE_ISA names.
