@@ -7,6 +7,11 @@
 #include <cstring>
 #include <new>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 namespace paceline {
 namespace {
 
@@ -21,10 +26,12 @@ std::size_t number_bytes(WeightType type) { return type == WeightType::f32 ? 4 :
 // Four neighbouring bytes of a row go to place (l, r) of the block.
 void pack_block(const std::uint8_t* from, std::size_t bytes, int row, std::uint8_t* to,
                 std::uint8_t flip) {
+  const std::uint32_t flips = flip * 0x01010101u;
   for (std::size_t l = 0; l < bytes / 4; ++l) {
-    for (std::size_t c = 0; c < 4; ++c) {
-      to[(l * kPanelRows + static_cast<std::size_t>(row)) * 4 + c] = from[4 * l + c] ^ flip;
-    }
+    std::uint32_t four;
+    std::memcpy(&four, from + 4 * l, sizeof four);
+    four ^= flips;
+    std::memcpy(to + (l * kPanelRows + static_cast<std::size_t>(row)) * 4, &four, sizeof four);
   }
 }
 
@@ -42,11 +49,11 @@ void pack_quantized_row(WeightType type, const std::uint8_t* from, int inner, in
   }
 }
 
-void pack_plain_row(std::size_t size, const std::uint8_t* from, int inner, int row,
-                    std::uint8_t* panel) {
+template <std::size_t kSize>
+void pack_plain_row(const std::uint8_t* from, int inner, int row, std::uint8_t* panel) {
+  std::uint8_t* to = panel + static_cast<std::size_t>(row) * kSize;
   for (std::size_t k = 0; k < static_cast<std::size_t>(inner); ++k) {
-    std::memcpy(panel + (k * kPanelRows + static_cast<std::size_t>(row)) * size, from + k * size,
-                size);
+    std::memcpy(to + k * kPanelRows * kSize, from + k * kSize, kSize);
   }
 }
 
@@ -125,6 +132,31 @@ float as_float(std::uint32_t bits) {
   return x;
 }
 
+std::size_t rounded_up(std::size_t size, std::size_t multiple) {
+  return (size + multiple - 1) / multiple * multiple;
+}
+
+#ifdef __linux__
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
+
+// Zero pages that come with the first touch, whole huge pages where the system has them: a pass
+// over all weights would else miss the address cache at every 4 KiB.
+std::uint8_t* map_huge(std::size_t size) {
+  const std::size_t room = size + kHugePage;
+  void* mapped =
+      mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) throw std::bad_alloc();
+  const auto begin = reinterpret_cast<std::uintptr_t>(mapped);
+  const std::uintptr_t first = rounded_up(begin, kHugePage), last = begin + room;
+  const std::uintptr_t page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  const std::uintptr_t end = rounded_up(first + size, page);
+  if (first > begin) munmap(mapped, first - begin);
+  if (last > end) munmap(reinterpret_cast<void*>(end), last - end);
+  madvise(reinterpret_cast<void*>(first), size, MADV_HUGEPAGE);
+  return reinterpret_cast<std::uint8_t*>(first);
+}
+#endif
+
 }  // namespace
 
 std::size_t source_row_bytes(WeightType type, int inner) {
@@ -135,8 +167,7 @@ std::size_t source_row_bytes(WeightType type, int inner) {
 }
 
 std::size_t panel_bytes(WeightType type, int inner) {
-  const std::size_t bytes = source_row_bytes(type, inner) * kPanelRows;
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  return rounded_up(source_row_bytes(type, inner) * kPanelRows, kAlignment);
 }
 
 void pack_panels(WeightType type, const std::uint8_t* rows, int outputs, int inner, int first,
@@ -149,8 +180,10 @@ void pack_panels(WeightType type, const std::uint8_t* rows, int outputs, int inn
       const std::uint8_t* row = rows + static_cast<std::size_t>(p * kPanelRows + r) * row_bytes;
       if (is_quantized(type)) {
         pack_quantized_row(type, row, inner, r, panel);
+      } else if (type == WeightType::f32) {
+        pack_plain_row<4>(row, inner, r, panel);
       } else {
-        pack_plain_row(number_bytes(type), row, inner, r, panel);
+        pack_plain_row<2>(row, inner, r, panel);
       }
     }
   }
@@ -220,13 +253,27 @@ float from_f16(std::uint16_t bits) {
 }
 
 AlignedBytes::AlignedBytes(std::size_t size) : size_(size) {
-  const std::size_t room = std::max(kAlignment, (size + kAlignment - 1) / kAlignment * kAlignment);
+#ifdef __linux__
+  if (size >= kHugePage) {
+    bytes_ = {map_huge(size), Free(size)};
+    return;
+  }
+#endif
+  const std::size_t room = rounded_up(std::max(kAlignment, size), kAlignment);
   bytes_.reset(static_cast<std::uint8_t*>(std::aligned_alloc(kAlignment, room)));
   if (!bytes_) throw std::bad_alloc();
   std::memset(bytes_.get(), 0, room);
 }
 
-void AlignedBytes::Free::operator()(std::uint8_t* bytes) const { std::free(bytes); }
+void AlignedBytes::Free::operator()(std::uint8_t* bytes) const {
+#ifdef __linux__
+  if (mapped) {
+    munmap(bytes, mapped);
+    return;
+  }
+#endif
+  std::free(bytes);
+}
 
 PackedMatrix::PackedMatrix(WeightType type, const std::uint8_t* rows, int outputs, int inner) {
   pack(type, rows, outputs, inner);

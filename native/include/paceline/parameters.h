@@ -7,21 +7,16 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "paceline/decoder.h"
+#include "paceline/errors.h"
 #include "paceline/shapes.h"
 #include "paceline/thread_pool.h"
 #include "paceline/weights.h"
 
 namespace paceline {
-
-// A weight or a scale is an infinity or NaN.
-struct NotFiniteError : std::invalid_argument {
-  using std::invalid_argument::invalid_argument;
-};
 
 // One tensor as it lies in a file. `owner` keeps the memory; may be empty where nobody needs it
 // after load().

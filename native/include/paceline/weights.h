@@ -59,7 +59,7 @@ std::uint16_t to_f16(float x);
 float from_bf16(std::uint16_t bits);
 float from_f16(std::uint16_t bits);
 
-// Memory for panels and activations, zeroed, aligned to 64 bytes.
+// Memory for panels and activations, zeroed, aligned to 64 bytes; from 2 MiB on to huge pages.
 class AlignedBytes {
  public:
   AlignedBytes() = default;
@@ -73,6 +73,9 @@ class AlignedBytes {
 
  private:
   struct Free {
+    std::size_t mapped;  // bytes of a mapping of its own; 0: from the heap
+    Free() : mapped(0) {}
+    explicit Free(std::size_t size) : mapped(size) {}
     void operator()(std::uint8_t* bytes) const;
   };
   std::unique_ptr<std::uint8_t, Free> bytes_;
