@@ -177,7 +177,7 @@ def test_transformers_folders_load_and_agree_in_logits(name, tmp_path, monkeypat
     model = geometries.target_model(name)
     model.save_pretrained(tmp_path / name)
     geometries.drafter_model(name).save_pretrained(tmp_path / f"{name}-assistant")
-    monkeypatch.setattr(loading, "_load_tokenizer", lambda target: None)
+    monkeypatch.setattr(loading, "load_tokenizer", lambda target: None)
     loaded = load_pair(tmp_path / name)
     assert loaded.drafter is not None
     ids = torch.arange(3, 60)[None]

@@ -117,10 +117,10 @@ def load_pair(
         raise ConfigError(f"dtype {dtype!r} is not possible: expected {' or '.join(ITEM_BYTES)}.")
     if threads is not None:
         check_range("threads", threads, 1, MAX_THREADS)
-    opened = _open_target(find_target(target))
+    opened = open_model(find_target(target))
     opened_drafter = open_drafter_of(opened, drafter)
     _check_memory(opened, opened_drafter, dtype)
-    tokenizer = _load_tokenizer(opened)
+    tokenizer = load_tokenizer(opened)
     runtime = _torch_runtime()
     if threads is not None:
         runtime.set_threads(threads)
@@ -273,7 +273,12 @@ def _check_memory(target: OpenTarget, drafter: OpenDrafter | None, dtype: str) -
     plan_memory(target.config, drafter_config, dtype=dtype, context=1).check()
 
 
-def _open_target(path: Path) -> OpenTarget:
+def open_model(path: Path) -> OpenTarget:
+    """A target's folder or file, its tensors checked against its geometry; none is read.
+
+    Raises:
+        CheckpointError: it is damaged or of another kind.
+    """
     return open_target_file(path) if path.is_file() else open_target(path)
 
 
@@ -328,7 +333,11 @@ def display_name(path: Path) -> str:
     return resolved.name
 
 
-def _load_tokenizer(target: OpenTarget) -> Tokenizer:
+def load_tokenizer(target: OpenTarget) -> Tokenizer:
+    """
+    Raises:
+        CheckpointError: it is missing, damaged or another model's.
+    """
     path = target.tokenizer_file
     if isinstance(target, TargetFile) and not path.is_file():
         path, tokenizer = target.path, read_tokenizer(target.file)
