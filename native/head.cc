@@ -32,6 +32,7 @@ void score_panels(const Kernels& kernels, const HeadCall& call, int worker, int 
   const int count = std::min(end * kPanelRows, call.weights->outputs) - from;
   for (int row = 0; row < call.x->num_rows; ++row) {
     float* logits = call.logits + row * call.logits_stride + from;
+    if (call.softcap != 0.0f) kernels.ops.soft_cap(logits, count, call.softcap);
     if (wanted(call, row) > 0) {
       kernels.head.collect(logits, count, from, call.scratch->lists(row)[worker]);
     }

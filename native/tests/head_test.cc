@@ -96,7 +96,7 @@ TEST(candidates_are_the_best_of_the_row_however_it_is_split) {
     const auto x = random_values(4 * kInner, 12);
     for (const std::vector<int>& counts :
          {std::vector<int>{0, 0, 0, 0}, {1, 1, 1, 1}, {0, 1, 7, 64}, {256, 256, 0, 3}}) {
-      for (const float softcap : {0.0f}) {
+      for (const float softcap : {0.0f, 30.0f}) {
         const Result first = run_head(*all_kernels().front(), 1, w.view(), x, counts, softcap);
         const Result expected = sorted(first, vocabulary, counts);
         for (const Kernels* k : all_kernels()) {
