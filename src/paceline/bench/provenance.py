@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from paceline.cpu import processor_name
+
 PACKAGES = ("paceline", "numpy", "tokenizers", "torch")
 
 
@@ -27,7 +29,7 @@ def provenance(*, threads: int) -> dict[str, object]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": processor_name(),
         "threads": threads,
-        "versions": {"python": platform.python_version()} | _package_versions(),
+        "versions": {"python": platform.python_version()} | package_versions(),
     }
 
 
@@ -51,20 +53,8 @@ def _git(*arguments: str) -> str | None:
     return result.stdout.strip() if result.returncode == 0 else None
 
 
-def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name as the system gives it, else its architecture."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() == "model name" and value.strip():
-            return value.strip()
-    return platform.processor() or platform.machine()
-
-
-def _package_versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Of those of `PACKAGES` that are installed."""
     found = {}
     for package in PACKAGES:
         try:
