@@ -23,37 +23,44 @@ std::size_t block_bytes(WeightType type) {
 
 std::size_t number_bytes(WeightType type) { return type == WeightType::f32 ? 4 : 2; }
 
-// Four neighbouring bytes of a row go to place (l, r) of the block.
-void pack_block(const std::uint8_t* from, std::size_t bytes, int row, std::uint8_t* to,
+std::size_t rounded_up(std::size_t size, std::size_t multiple) {
+  return (size + multiple - 1) / multiple * multiple;
+}
+
+// Four neighbouring bytes of a row go to place (l, r) of its half.
+void pack_block(const std::uint8_t* from, std::size_t bytes, std::size_t row, std::uint8_t* half,
                 std::uint8_t flip) {
   const std::uint32_t flips = flip * 0x01010101u;
   for (std::size_t l = 0; l < bytes / 4; ++l) {
     std::uint32_t four;
     std::memcpy(&four, from + 4 * l, sizeof four);
     four ^= flips;
-    std::memcpy(to + (l * kPanelRows + static_cast<std::size_t>(row)) * 4, &four, sizeof four);
+    std::memcpy(half + (l * kHalfRows + row) * 4, &four, sizeof four);
   }
 }
 
-void pack_quantized_row(WeightType type, const std::uint8_t* from, int inner, int row,
+void pack_quantized_row(WeightType type, const std::uint8_t* from, int inner, std::size_t row,
                         std::uint8_t* panel) {
-  const std::size_t blocks = static_cast<std::size_t>(inner / kBlockColumns);
   const std::size_t stored = block_bytes(type), bytes = stored - kScaleBytes;
   const std::uint8_t flip = type == WeightType::q8_0 ? 0x80 : 0;
-  std::uint8_t* scales = panel + blocks * bytes * kPanelRows;
-  for (std::size_t b = 0; b < blocks; ++b) {
-    const std::uint8_t* block = from + b * stored;
-    std::memcpy(scales + (b * kPanelRows + static_cast<std::size_t>(row)) * kScaleBytes, block,
-                kScaleBytes);
-    pack_block(block + kScaleBytes, bytes, row, panel + b * bytes * kPanelRows, flip);
+  std::uint8_t* half = panel + row / kHalfRows * kHalfRows * bytes;
+  std::uint8_t* scale = panel + kPanelRows * bytes + row * kScaleBytes;
+  for (int b = 0; b < inner / kBlockColumns; ++b) {
+    pack_block(from + kScaleBytes, bytes, row % kHalfRows, half, flip);
+    std::memcpy(scale, from, kScaleBytes);
+    from += stored;
+    half += kPanelRows * stored;
+    scale += kPanelRows * stored;
   }
 }
 
 template <std::size_t kSize>
-void pack_plain_row(const std::uint8_t* from, int inner, int row, std::uint8_t* panel) {
-  std::uint8_t* to = panel + static_cast<std::size_t>(row) * kSize;
-  for (std::size_t k = 0; k < static_cast<std::size_t>(inner); ++k) {
-    std::memcpy(to + k * kPanelRows * kSize, from + k * kSize, kSize);
+void pack_plain_row(const std::uint8_t* from, int inner, std::size_t row, std::uint8_t* panel) {
+  const std::size_t columns = static_cast<std::size_t>(inner);
+  std::uint8_t* half = panel + row / kHalfRows * rounded_up(columns * kHalfRows * kSize, kAlignment);
+  std::uint8_t* to = half + row % kHalfRows * kSize;
+  for (std::size_t k = 0; k < columns; ++k) {
+    std::memcpy(to + k * kHalfRows * kSize, from + k * kSize, kSize);
   }
 }
 
@@ -132,9 +139,6 @@ float as_float(std::uint32_t bits) {
   return x;
 }
 
-std::size_t rounded_up(std::size_t size, std::size_t multiple) {
-  return (size + multiple - 1) / multiple * multiple;
-}
 
 #ifdef __linux__
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
@@ -167,7 +171,8 @@ std::size_t source_row_bytes(WeightType type, int inner) {
 }
 
 std::size_t panel_bytes(WeightType type, int inner) {
-  return rounded_up(source_row_bytes(type, inner) * kPanelRows, kAlignment);
+  const std::size_t half = source_row_bytes(type, inner) * kHalfRows;
+  return is_quantized(type) ? 2 * half : 2 * rounded_up(half, kAlignment);
 }
 
 void pack_panels(WeightType type, const std::uint8_t* rows, int outputs, int inner, int first,
@@ -176,8 +181,10 @@ void pack_panels(WeightType type, const std::uint8_t* rows, int outputs, int inn
   for (int p = first; p < end; ++p) {
     std::uint8_t* panel = panels + static_cast<std::size_t>(p) * size;
     std::memset(panel, 0, size);
-    for (int r = 0; r < std::min(kPanelRows, outputs - p * kPanelRows); ++r) {
-      const std::uint8_t* row = rows + static_cast<std::size_t>(p * kPanelRows + r) * row_bytes;
+    const std::size_t begin = static_cast<std::size_t>(p) * kPanelRows;
+    const std::size_t count = std::min<std::size_t>(kPanelRows, static_cast<std::size_t>(outputs) - begin);
+    for (std::size_t r = 0; r < count; ++r) {
+      const std::uint8_t* row = rows + (begin + r) * row_bytes;
       if (is_quantized(type)) {
         pack_quantized_row(type, row, inner, r, panel);
       } else if (type == WeightType::f32) {

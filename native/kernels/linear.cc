@@ -43,7 +43,7 @@ void quantize(const Activations& x, int row, int first, int end) {
 // ---- Quantised weights ----
 
 struct Q4_0 {
-  static constexpr int kBytes = 256;
+  static constexpr int kBytes = 256;  // of a block of 16 outputs
   PACELINE_INLINE static void unpack(const std::uint8_t* block, U8x64 (&columns)[8]) {
     for (int l = 0; l < 4; ++l) {
       const U8x64 packed = load_bytes(block + 64 * l);
@@ -59,7 +59,7 @@ struct Q4_0 {
 };
 
 struct Q8_0 {
-  static constexpr int kBytes = 512;
+  static constexpr int kBytes = 512;  // of a block of 16 outputs
   PACELINE_INLINE static void unpack(const std::uint8_t* block, U8x64 (&columns)[8]) {
     for (int l = 0; l < 8; ++l) columns[l] = load_bytes(block + 64 * l);
   }
@@ -69,73 +69,105 @@ struct Q8_0 {
   }
 };
 
-constexpr std::ptrdiff_t kPrefetchBytes = 2048;
+// How far ahead of its use a weight is asked for. The processor's own prefetcher stops at pages.
+constexpr std::ptrdiff_t kPrefetchBytes = 12288;
 
-// M rows times one panel. Weights are unpacked once for all rows; two integer accumulators per row
-// halve the chain of dot products.
-template <class Format, int M>
-void multiply_quantized(const std::uint8_t* panel, const Activations& x, int first_row, float* out,
-                        std::ptrdiff_t stride, int outputs) {
+template <class Format>
+inline constexpr std::ptrdiff_t kBlockBytes = 2 * Format::kBytes + kPanelRows * 2;
+
+// The outputs of half a panel, or of a whole one, for M rows.
+//
+// Weights are unpacked once for all rows, and four activations that were loaded meet all H halves:
+// loads are as scarce as products.
+template <class Format, int M, int H>
+void multiply_quantized(const std::uint8_t* panel, int half, const Activations& x, int first_row,
+                        float* out, std::ptrdiff_t stride, int outputs) {
   const std::ptrdiff_t blocks = x.inner / kBlockColumns;
-  const auto* scales = reinterpret_cast<const std::uint16_t*>(panel + blocks * Format::kBytes);
-  F32x16 totals[M];
-  for (int m = 0; m < M; ++m) totals[m] = splat(0.0f);
+  F32x16 totals[M][H];
+  PACELINE_UNROLL
+  for (int m = 0; m < M; ++m) {
+    PACELINE_UNROLL
+    for (int h = 0; h < H; ++h) totals[m][h] = splat(0.0f);
+  }
   for (std::ptrdiff_t b = 0; b < blocks; ++b) {
-    const std::uint8_t* block = panel + b * Format::kBytes;
-    for (int line = 0; line < Format::kBytes; line += 64) {
-      __builtin_prefetch(block + kPrefetchBytes + line);
+    const std::uint8_t* block = panel + b * kBlockBytes<Format>;
+    const auto* scales = reinterpret_cast<const std::uint16_t*>(block + 2 * Format::kBytes);
+    if (half == 0) {
+      for (int line = 0; line < kBlockBytes<Format>; line += 64) {
+        __builtin_prefetch(block + kPrefetchBytes + line);
+      }
     }
-    U8x64 columns[8];
-    Format::unpack(block, columns);
-    const F32x16 weight_scales = load_f16(scales + b * kLanes);
+    U8x64 columns[H][8];
+    F32x16 weight_scales[H];
+    PACELINE_UNROLL
+    for (int h = 0; h < H; ++h) {
+      Format::unpack(block + (half + h) * Format::kBytes, columns[h]);
+      weight_scales[h] = load_f16(scales + (half + h) * kLanes);
+    }
     const std::ptrdiff_t at = b * x.num_rows + first_row;
+    PACELINE_UNROLL
     for (int m = 0; m < M; ++m) {
       const std::int8_t* quants = x.quants + (at + m) * kBlockColumns;
-      I32x16 even = Format::start(x.minus_8_sums[at + m]), odd = splat(std::int32_t{0});
-      for (int c = 0; c < 8; c += 2) {
-        even = Format::dot(even, columns[c], quants + 4 * c);
-        odd = Format::dot(odd, columns[c + 1], quants + 4 * c + 4);
+      I32x16 sums[H];
+      PACELINE_UNROLL
+      for (int h = 0; h < H; ++h) sums[h] = Format::start(x.minus_8_sums[at + m]);
+      PACELINE_UNROLL
+      for (int c = 0; c < 8; ++c) {
+        PACELINE_UNROLL
+        for (int h = 0; h < H; ++h) {
+          sums[h] = Format::dot(sums[h], columns[h][c], quants + 4 * c);
+        }
       }
-      totals[m] = fma(to_float(even + odd), weight_scales * splat(x.scales[at + m]), totals[m]);
+      const F32x16 scale = splat(x.scales[at + m]);
+      PACELINE_UNROLL
+      for (int h = 0; h < H; ++h) {
+        totals[m][h] = fma(to_float(sums[h]), weight_scales[h] * scale, totals[m][h]);
+      }
     }
   }
-  for (int m = 0; m < M; ++m) store_first(totals[m], out + m * stride, outputs);
+  for (int m = 0; m < M; ++m) {
+    for (int h = 0; h < H; ++h) {
+      const int first = (half + h) * kLanes;
+      store_first(totals[m][h], out + m * stride + first, outputs - first);
+    }
+  }
 }
 
-using QuantizedTile = void (*)(const std::uint8_t*, const Activations&, int, float*, std::ptrdiff_t,
-                               int);
-
-template <class Format, int... M>
+// All rows for one panel, in tiles of as many rows as the registers allow.
+template <class Format, int H, int... M>
 void multiply_rows(const std::uint8_t* panel, const Activations& x, float* out,
                    std::ptrdiff_t stride, int outputs) {
-  static constexpr QuantizedTile kTiles[] = {multiply_quantized<Format, M>...};
+  using Tile = void (*)(const std::uint8_t*, int, const Activations&, int, float*, std::ptrdiff_t,
+                        int);
+  static constexpr Tile kTiles[] = {multiply_quantized<Format, M, H>...};
   for (int row = 0; row < x.num_rows; row += kMaxQuantizedRows) {
     const int rows = smaller(kMaxQuantizedRows, x.num_rows - row);
-    kTiles[rows - 1](panel, x, row, out + row * stride, stride, outputs);
+    for (int half = 0; half < 2; half += H) {
+      kTiles[rows - 1](panel, half, x, row, out + row * stride, stride, outputs);
+    }
   }
 }
 
 template <class Format>
 void multiply_panels(const Matrix& weights, const Activations& x, int first, int end, float* out,
                      std::ptrdiff_t stride) {
-  const std::ptrdiff_t blocks = weights.inner / kBlockColumns;
-  const std::ptrdiff_t bytes = (blocks * (Format::kBytes + 2 * kLanes) + 63) / 64 * 64;
+  const std::ptrdiff_t bytes = weights.inner / kBlockColumns * kBlockBytes<Format>;
   for (std::ptrdiff_t p = first; p < end; ++p) {
     const std::uint8_t* panel = weights.panels + p * bytes;
     float* to = out + p * kPanelRows;
-    const int outputs = smaller(kPanelRows, weights.outputs - static_cast<int>(p) * kPanelRows);
+    const int outputs = weights.outputs - static_cast<int>(p) * kPanelRows;
     if constexpr (kMaxQuantizedRows == 16) {
-      multiply_rows<Format, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16>(panel, x, to,
-                                                                                   stride, outputs);
+      multiply_rows<Format, 2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16>(
+          panel, x, to, stride, outputs);
     } else {
-      multiply_rows<Format, 1, 2, 3, 4>(panel, x, to, stride, outputs);
+      multiply_rows<Format, 1, 1, 2, 3, 4>(panel, x, to, stride, outputs);
     }
   }
 }
 
 // ---- Plain weights ----
 
-constexpr int kGroup = 4;  // panels that stay in the cache while all rows pass over them
+constexpr int kGroup = 4;  // halves of panels that stay in the cache while all rows pass over them
 
 template <class Number, int M, int P>
 void multiply_and_store(const typename Number::Stored* panel, std::ptrdiff_t panel_step,
@@ -147,23 +179,22 @@ void multiply_and_store(const typename Number::Stored* panel, std::ptrdiff_t pan
                               totals);
   for (int m = 0; m < M; ++m) {
     for (int p = 0; p < P; ++p) {
-      store_first(totals[m][p], out + (row + m) * stride + p * kPanelRows,
-                  outputs - p * kPanelRows);
+      store_first(totals[m][p], out + (row + m) * stride + p * kLanes, outputs - p * kLanes);
     }
   }
 }
 
-// Up to kGroup panels for M rows, as many at once as registers allow.
+// Up to kGroup halves of panels for M rows, as many at once as registers allow.
 template <class Number, int M>
 void multiply_group(const typename Number::Stored* panel, std::ptrdiff_t panel_step,
                     const Activations& x, int row, float* out, std::ptrdiff_t stride, int outputs) {
   constexpr int P = kPanelsAtOnce<M>;
   int done = 0;
-  for (; done + (P - 1) * kPanelRows < outputs; done += P * kPanelRows) {
+  for (; done + (P - 1) * kLanes < outputs; done += P * kLanes) {
     multiply_and_store<Number, M, P>(panel, panel_step, x, row, out + done, stride, outputs - done);
     panel += P * panel_step;
   }
-  for (; done < outputs; done += kPanelRows) {
+  for (; done < outputs; done += kLanes) {
     multiply_and_store<Number, M, 1>(panel, panel_step, x, row, out + done, stride, outputs - done);
     panel += panel_step;
   }
@@ -185,17 +216,18 @@ void multiply_group_rows(int rows, const typename Number::Stored* panel, std::pt
 template <class Number>
 void multiply_numbers(const Matrix& weights, const Activations& x, int first, int end, float* out,
                       std::ptrdiff_t stride) {
-  const auto* panels = reinterpret_cast<const typename Number::Stored*>(weights.panels);
+  const auto* halves = reinterpret_cast<const typename Number::Stored*>(weights.panels);
   const std::ptrdiff_t unaligned = static_cast<std::ptrdiff_t>(weights.inner) * kLanes;
   constexpr std::ptrdiff_t kAligned = 64 / sizeof(typename Number::Stored);
   const std::ptrdiff_t step = (unaligned + kAligned - 1) / kAligned * kAligned;
-  for (int p = first; p < end; p += kGroup) {
-    const int from = p * kPanelRows;
-    const int until = smaller(weights.outputs, smaller(p + kGroup, end) * kPanelRows);
+  constexpr int kGroupOutputs = kGroup * kLanes;
+  const int until = smaller(weights.outputs, end * kPanelRows);
+  for (int from = first * kPanelRows; from < until; from += kGroupOutputs) {
+    const int outputs = smaller(until - from, kGroupOutputs);
     for (int row = 0; row < x.num_rows; row += kMaxFloatRows) {
       const int rows = smaller(kMaxFloatRows, x.num_rows - row);
-      multiply_group_rows<Number, kMaxFloatRows>(rows, panels + p * step, step, x, row, out + from,
-                                                 stride, until - from);
+      multiply_group_rows<Number, kMaxFloatRows>(rows, halves + from / kLanes * step, step, x, row,
+                                                 out + from, stride, outputs);
     }
   }
 }

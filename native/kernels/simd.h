@@ -18,6 +18,9 @@
 #include "simd_portable.h"
 #endif
 
+// Before a loop with a small constant number of turns whose variables must stay in registers.
+#define PACELINE_UNROLL _Pragma("GCC unroll 32")
+
 namespace paceline::PACELINE_ISA_NAME {
 
 inline constexpr int kLanes = 16;
@@ -33,8 +36,10 @@ PACELINE_INLINE F32x16 load_first(const float* from, int count) {
   return load(lanes);
 }
 
+// The first `count` lanes to memory; none where `count` is negative.
 PACELINE_INLINE void store_first(F32x16 x, float* to, int count) {
   if (count >= kLanes) return store(x, to);
+  if (count <= 0) return;
   float lanes[kLanes];
   store(x, lanes);
   std::memcpy(to, lanes, static_cast<std::size_t>(count) * sizeof(float));

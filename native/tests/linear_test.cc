@@ -35,8 +35,8 @@ std::vector<float> multiply_all(const Kernels& k, const Matrix& w, const std::ve
 struct Shape {
   int outputs, inner;
 };
-// Outputs that fill no panel, one, and several with a rest; several groups of panels.
-constexpr Shape kShapes[] = {{1, 32}, {16, 64}, {35, 96}, {150, 288}};
+// Outputs that fill no panel, half of one, one with a rest, and several with a rest.
+constexpr Shape kShapes[] = {{1, 32}, {16, 64}, {35, 96}, {200, 288}};
 
 }  // namespace
 

@@ -28,7 +28,7 @@ struct LinearKernels {
   // Quantise blocks `first` to `end` - 1 of one row of x.values: scale = max |v| / 127, bytes
   // rounded to nearest, ties to even. A block that holds an infinity or NaN gets scale NaN.
   void (*quantize)(const Activations& x, int row, int first, int end);
-  // Outputs 16 first to 16 end - 1 of every row: out[row * stride + output]. Outputs past the
+  // Outputs 32 first to 32 end - 1 of every row: out[row * stride + output]. Outputs past the
   // matrix's end are not written.
   void (*multiply)(const Matrix& weights, const Activations& x, int first, int end, float* out,
                    std::ptrdiff_t stride);

@@ -1,13 +1,14 @@
-// Weight matrices as the kernels read them: 16 output rows interleaved into one panel.
+// Weight matrices as the kernels read them: 32 output rows interleaved into one panel.
 //
-// A panel holds, for outputs 16 p to 16 p + 15 (rows past the end are zero):
-//   q4_0  per block of 32 columns 256 bytes [4][16][4]: byte (l, r, c) has column 4 l + c of row r
-//         in its low and column 16 + 4 l + c in its high nibble, each plus 8; then, after all
-//         blocks, their scales as half floats [blocks][16]
-//   q8_0  per block 512 bytes [8][16][4]: column 4 l + c of row r plus 128; then the scales
-//   bf16, f16, f32  [inner][16]
-// One load of 64 bytes so meets four columns, or one column, of all 16 outputs, and every sum over
-// columns stays in its own lane. Panels begin at multiples of 64 bytes.
+// A panel holds, for outputs 32 p to 32 p + 31 in two halves of 16 (rows past the end are zero):
+//   q4_0  per block of 32 columns 256 bytes of each half [2][4][16][4]: byte (h, l, r, c) has
+//         column 4 l + c of row 16 h + r in its low and column 16 + 4 l + c in its high nibble, each
+//         plus 8; then the scales of that block as half floats [32]
+//   q8_0  the same with 512 bytes [2][8][16][4]: column 4 l + c of row 16 h + r plus 128
+//   bf16, f16, f32  [2][inner][16], each half padded to a multiple of 64 bytes
+// One load of 64 bytes so meets four columns, or one column, of 16 outputs, and every sum over
+// columns stays in its own lane. A panel of blocks is read from its first byte to its last in one
+// stream. Panels begin at multiples of 64 bytes.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +20,8 @@ namespace paceline {
 
 enum class WeightType : std::uint8_t { q4_0, q8_0, bf16, f16, f32 };
 
-inline constexpr int kPanelRows = 16;
+inline constexpr int kPanelRows = 32;
+inline constexpr int kHalfRows = 16;  // outputs that one vector holds
 inline constexpr int kBlockColumns = 32;
 inline constexpr std::size_t kAlignment = 64;
 
