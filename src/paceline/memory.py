@@ -121,6 +121,24 @@ def free_memory(meminfo: Path = PROC_MEMINFO, cgroup: Path = CGROUP) -> int | No
     return min(values, default=None)
 
 
+def total_memory(meminfo: Path = PROC_MEMINFO, cgroup: Path = CGROUP) -> int | None:
+    """Bytes of the machine, or of the container's limit; None where neither can be read."""
+    values = [x for x in (_system_total(meminfo), _container_limit(cgroup)) if x is not None]
+    return min(values, default=None)
+
+
+def _system_total(meminfo: Path) -> int | None:
+    total = _numbers(meminfo, ":").get("MemTotal")
+    return None if total is None else 1024 * total
+
+
+def _container_limit(cgroup: Path) -> int | None:
+    try:
+        return int((cgroup / "memory.max").read_text())  # "max" where there is none
+    except (OSError, ValueError):
+        return None
+
+
 def _system_free(meminfo: Path) -> int | None:
     """Available memory and free swap."""
     fields = _numbers(meminfo, ":")
@@ -131,8 +149,10 @@ def _system_free(meminfo: Path) -> int | None:
 
 def _container_free(cgroup: Path) -> int | None:
     """The limit minus what is used; cached files can be dropped."""
+    limit = _container_limit(cgroup)
+    if limit is None:
+        return None
     try:
-        limit = int((cgroup / "memory.max").read_text())  # "max" where there is none
         used = int((cgroup / "memory.current").read_text())
     except (OSError, ValueError):
         return None
