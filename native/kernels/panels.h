@@ -21,14 +21,12 @@ struct F32 {
 
 inline constexpr int kMaxFloatRows = kMaxFloatAccumulators < 8 ? kMaxFloatAccumulators : 8;
 
-// M rows times P panels. Several panels at once hide the latency of the one chain per output.
+// Adds M rows times P panels to `out`. Several panels at once hide the latency of the one chain per
+// output.
 template <class Number, int M, int P>
-PACELINE_INLINE void multiply_tile(const typename Number::Stored* panel, std::ptrdiff_t panel_step,
-                                   int inner, const float* x, std::ptrdiff_t x_stride,
-                                   F32x16 (&out)[M][P]) {
-  for (int m = 0; m < M; ++m) {
-    for (int p = 0; p < P; ++p) out[m][p] = splat(0.0f);
-  }
+PACELINE_INLINE void add_tile(const typename Number::Stored* panel, std::ptrdiff_t panel_step,
+                              int inner, const float* x, std::ptrdiff_t x_stride,
+                              F32x16 (&out)[M][P]) {
   for (std::ptrdiff_t k = 0; k < inner; ++k) {
     F32x16 w[P];
     for (int p = 0; p < P; ++p) w[p] = Number::load(panel + p * panel_step + k * kLanes);
@@ -37,6 +35,21 @@ PACELINE_INLINE void multiply_tile(const typename Number::Stored* panel, std::pt
       for (int p = 0; p < P; ++p) out[m][p] = fma(w[p], broadcast, out[m][p]);
     }
   }
+}
+
+template <int M, int P>
+PACELINE_INLINE void clear_tile(F32x16 (&out)[M][P]) {
+  for (int m = 0; m < M; ++m) {
+    for (int p = 0; p < P; ++p) out[m][p] = splat(0.0f);
+  }
+}
+
+template <class Number, int M, int P>
+PACELINE_INLINE void multiply_tile(const typename Number::Stored* panel, std::ptrdiff_t panel_step,
+                                   int inner, const float* x, std::ptrdiff_t x_stride,
+                                   F32x16 (&out)[M][P]) {
+  clear_tile(out);
+  add_tile<Number, M, P>(panel, panel_step, inner, x, x_stride, out);
 }
 
 // How many panels M rows take at once without running out of registers.

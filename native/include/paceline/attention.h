@@ -6,8 +6,8 @@
 // exp(score - m), and the values times these weights. A score is one chain of fused multiply-adds
 // over the head's columns; each column of the values is one over the positions, lowest first; the
 // weights are added 16 lanes apart. Weights below exp(-64) are zero, and so are those of invisible
-// keys: products are then zero or at least 2^-148, nothing rounds to -0, and a zero weight changes
-// no bit. States are merged from the lowest section up, the lower one on the left.
+// keys: all products are multiples of 2^-140, nothing rounds to -0, and a zero weight changes no
+// bit. States are merged from the lowest section up, the lower one on the left.
 #pragma once
 
 #include <cstddef>
@@ -42,48 +42,47 @@ struct AttentionCall {
   int head_dim = 0;
   const float* query = nullptr;  // [rows][num_heads][head_dim]
   float* out = nullptr;          // the same; must not overlap the query
-  float* scratch = nullptr;      // attention_scratch(...) floats
+  float* scratch = nullptr;      // attention_scratch() floats
 };
 
-// Floats of scratch for calls of up to `num_rows` rows over all spans.
-std::size_t attention_scratch(int num_workers, int num_rows, int num_heads, int head_dim);
+// Floats of scratch that a call needs, whatever its rows.
+std::size_t attention_scratch(int num_workers, int head_dim);
 
 // Called by every worker of a pool run, with K and V of all rows stored. Ends with a barrier.
 void attend(Worker& worker, const Kernels& kernels, const AttentionCall& call);
 
-// ---- What the kernels do; used by attention.cc and kv_cache.cc ----
+// ---- What the kernels do, for attention.cc and kv_cache.cc ----
 
 // Up to kTileQueries queries of one KV head over one section.
 struct SectionTile {
   int num_queries = 0;
   int head_dim = 0;
   const float* queries[kTileQueries];
-  // Visible positions of the section, [first, end) relative to its start. first >= end: none, and
-  // no state is written.
+  // Visible positions of the section, [first, end) counted from its start; first >= end: none.
   int first[kTileQueries];
   int end[kTileQueries];
-  const std::uint16_t* keys[kSectionBlocks];  // read where some query sees a position of the block
+  const std::uint16_t* keys[kSectionBlocks];  // of blocks in which some query sees a position
   const std::uint16_t* values[kSectionBlocks];
 };
 
-// States of up to kTileQueries queries over some sections.
-struct TileState {
-  float* values[kTileQueries];   // [head_dim], not yet divided by the sum
-  float highest[kTileQueries];
-  float sum[kTileQueries];
+// What a query knows of some sections, with its weighted values, which are not yet divided by the
+// sum. A sum of 0 means that it saw none.
+struct AttentionState {
+  float highest = 0.0f;
+  float sum = 0.0f;
 };
 
 struct AttentionKernels {
   // K and V of one head into slot `slot` of a block.
   void (*store)(const float* key, const float* value, int head_dim, int slot, std::uint16_t* keys,
                 std::uint16_t* values);
-  // The state of each query over one section.
-  void (*attend_section)(const SectionTile& tile, TileState& state);
-  // Merges the state (highest, sum)[2] and values of higher sections into that of lower ones.
-  void (*merge)(float* state, float* values, const float* higher, const float* higher_values,
-                int head_dim);
+  // The state of each query over one section; those of queries that see none of it mean nothing.
+  void (*attend_section)(const SectionTile& tile, AttentionState* states, float* const* values);
+  // Merges the state of higher sections into that of lower ones. Both have seen some.
+  void (*merge)(AttentionState& state, float* values, const AttentionState& higher,
+                const float* higher_values, int head_dim);
   // values = values / sum
-  void (*finish)(float sum, int head_dim, float* values);
+  void (*finish)(const AttentionState& state, int head_dim, float* values);
 };
 
 }  // namespace paceline

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "paceline/attention.h"
 #include "paceline/head.h"
 #include "paceline/linear.h"
 #include "paceline/ops.h"
@@ -15,6 +16,7 @@ struct Kernels {
   const LinearKernels& linear;
   const HeadKernels& head;
   const OpsKernels& ops;
+  const AttentionKernels& attention;
 };
 
 // The best that the processor has, or the one that the environment variable PACELINE_ISA names.

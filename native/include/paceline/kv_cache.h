@@ -41,7 +41,7 @@ class LayerStore {
   int head_dim() const { return head_dim_; }
   bool is_ring() const { return is_ring_; }
   std::int64_t num_slots() const { return num_blocks_ * kBlockPositions; }
-  std::size_t kv_bytes() const { return 2 * bytes_.size(); }
+  std::size_t kv_bytes() const { return bytes_.size(); }
 
   // Make room for `length` positions; doubles, so that copying stays linear in total. Not during a
   // pass.
@@ -69,6 +69,7 @@ class LayerStore {
 
  private:
   std::uint16_t* halves(std::int64_t position, int kv_head) const;
+  std::size_t bytes_of(std::int64_t num_blocks) const;
 
   int num_kv_heads_, head_dim_;
   bool is_ring_;
@@ -105,12 +106,14 @@ class KVCache {
   const LayerStore& store(int layer) const { return *stores_[static_cast<std::size_t>(layer)]; }
 
  private:
-  std::vector<std::unique_ptr<LayerStore>> owned_;
-  std::vector<LayerStore*> stores_;  // by layer
+  struct Owned {
+    LayerStore store;
+    std::int64_t window;  // 0: all
+  };
+  std::vector<std::unique_ptr<Owned>> owned_;
+  std::vector<const LayerStore*> stores_;  // by layer
   std::int64_t max_length_, length_ = 0;
-  std::int64_t written_ = 0;     // highest position ever written + 1: what the rings overwrote
-  std::int64_t ring_slots_ = 0;  // of the shortest ring; 0: there is none
-  std::int64_t window_ = 0;      // the longest
+  std::int64_t written_ = 0;  // highest position ever written + 1: what the rings overwrote
 };
 
 }  // namespace paceline
