@@ -29,9 +29,12 @@ PACELINE_INLINE void add_tile(const typename Number::Stored* panel, std::ptrdiff
                               F32x16 (&out)[M][P]) {
   for (std::ptrdiff_t k = 0; k < inner; ++k) {
     F32x16 w[P];
+    PACELINE_UNROLL
     for (int p = 0; p < P; ++p) w[p] = Number::load(panel + p * panel_step + k * kLanes);
+    PACELINE_UNROLL
     for (int m = 0; m < M; ++m) {
       const F32x16 broadcast = splat(x[m * x_stride + k]);
+      PACELINE_UNROLL
       for (int p = 0; p < P; ++p) out[m][p] = fma(w[p], broadcast, out[m][p]);
     }
   }
@@ -39,7 +42,9 @@ PACELINE_INLINE void add_tile(const typename Number::Stored* panel, std::ptrdiff
 
 template <int M, int P>
 PACELINE_INLINE void clear_tile(F32x16 (&out)[M][P]) {
+  PACELINE_UNROLL
   for (int m = 0; m < M; ++m) {
+    PACELINE_UNROLL
     for (int p = 0; p < P; ++p) out[m][p] = splat(0.0f);
   }
 }
