@@ -97,6 +97,7 @@ class PlainSequence:
     """A sequence of tokens and nothing else: what a round needs (`RoundSequence`)."""
 
     end_token_ids: frozenset[int] = frozenset()
+    text_kind = "prose"
 
     def __init__(self, target, prompt, count, draft, max_draft_tokens, params):
         self.sampler = Sampler(params, vocab_size=target.config.vocab_size, seed=params.seed or 0)

@@ -48,7 +48,7 @@ class Restless:
     def __init__(self):
         self.random = random.Random(4)
 
-    def plan(self):
+    def plan(self, context):
         return DraftPlan(max_draft_tokens=self.random.choice([0, 1, 2, 3, 5, 8, 15]))
 
     def observe(self, outcome):

@@ -336,3 +336,19 @@ def test_a_long_stop_string_costs_no_more_than_the_text():
     """A text that is all start of a stop string: work that grew with what is held would not end."""
     output, _ = pushed(byte_ids(b"a") * 100_000, stop=["a" * 99_999 + "b"])
     assert output.text == "a" * 100_000
+
+
+def test_what_is_being_written_is_known_before_the_next_token():
+    output = OutputText(TOKENIZER)
+    seen = [output.writing]
+    for token_id in [
+        CONTROL.channel_start,
+        *TOKENIZER.encode_text("thought\nSo."),
+        CONTROL.channel_end,
+        CONTROL.tool_call_start,
+        CONTROL.tool_call_end,
+    ]:
+        output.push(token_id, drafted=False)
+        seen.append(output.writing)
+    assert [kind for kind, _ in groupby(seen)] == ["text", "reasoning", "text", "tool_call", "text"]
+    assert OutputText(TOKENIZER, in_reasoning=True).writing == "reasoning"

@@ -40,7 +40,7 @@ def noise_keyed_by_call_count(monkeypatch):
 def bonus_from(row_of):
     """The token that ends a round is chosen from row `row_of(row, last)`."""
 
-    def verify(sequence, draft, logits, start):
+    def verify(sequence, draft, logits, start, candidates=None):
         emitted = []
         for row, scores in enumerate(logits):
             choice = sequence.sampler.choose(scores, start + row)
@@ -78,7 +78,7 @@ def ring_overwritten_by_rejected_drafts(monkeypatch):
 def bonus_chosen_anew(monkeypatch):
     """After a mismatch the target's token is thrown away and drawn again with other noise."""
 
-    def verify(sequence, draft, logits, start):
+    def verify(sequence, draft, logits, start, candidates=None):
         verdict = honest(sequence, draft, logits, start)
         row = len(verdict.token_ids) - 1
         if row == len(draft):

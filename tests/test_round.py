@@ -21,7 +21,12 @@ from fakes import (
 from paceline.engine import Engine
 from paceline.runtime.protocols import Rows
 from paceline.sampling import Choice, Sampler, SamplingParams
-from paceline.speculative.controller import DraftPlan, FixedDraftLength, RoundOutcome
+from paceline.speculative.controller import (
+    DraftContext,
+    DraftPlan,
+    FixedDraftLength,
+    RoundOutcome,
+)
 from paceline.speculative.round import verify
 
 PROMPT = (CONTROL.bos, *byte_ids("bad"))
@@ -37,8 +42,10 @@ class Script:
 
     def __post_init__(self):
         self.outcomes: list[RoundOutcome] = []
+        self.contexts: list[DraftContext] = []
 
-    def plan(self):
+    def plan(self, context):
+        self.contexts.append(context)
         length = self.lengths[len(self.outcomes) % len(self.lengths)]
         return DraftPlan(max_draft_tokens=length, min_confidences=self.min_confidences)
 
@@ -295,6 +302,81 @@ def test_a_plan_may_ask_for_more_than_the_drafter_can():
     assert request.stop.end_token_ids == {CONTROL.eos, CONTROL.turn_end}
 
 
+def test_a_policy_knows_the_room_and_the_context():
+    engine = fake_engine(context_length=START + 13)
+    policy = Script([4, 2])
+    answer(engine, draft=policy, max_tokens=100)
+    assert [(c.room, c.context_length) for c in policy.contexts] == [
+        (8, START),
+        (6, START + 5),
+        (3, START + 8),
+    ]
+    assert {context.kind for context in policy.contexts} == {"text"}
+
+
+class Weigher(Script):
+    """Plans for its whole round: one token more for each place in it."""
+
+    def plan_round(self, policies, contexts):
+        self.rounds = [*getattr(self, "rounds", []), (policies, contexts)]
+        return [DraftPlan(max_draft_tokens=place) for place, _ in enumerate(contexts)]
+
+
+def test_a_policy_that_can_weighs_all_sequences_of_a_round():
+    engine = fake_engine(kept_caches=0)
+    fixed, weigher, other = FixedDraftLength(8, 8), Weigher([8]), Weigher([8])
+    policies = [fixed, weigher, other]
+    sequences = [
+        engine.open(PROMPT, sampling=SamplingParams(seed=1), max_tokens=20, draft=policy)
+        for policy in policies
+    ]
+    for sequence in sequences:
+        engine.prefill(sequence)
+    engine.pair.target.passes.clear()
+    engine.step(sequences)
+    assert engine.pair.target.passes == [[1, 2, 3]]
+    assert [seen for seen, _ in weigher.rounds] == [policies]
+    assert not hasattr(other, "rounds")
+    engine.step(sequences[1:2])  # alone there is nothing to weigh
+    assert engine.pair.target.passes[1:] == [[9]]
+    assert len(weigher.rounds) == 1
+    for sequence in sequences:
+        engine.close(sequence)
+
+
+def test_all_sequences_of_a_round_are_told_its_one_cost():
+    """Two drafts of 3 and 2 steps, the last of which the drafter held back, and a plain one."""
+    target = FakeTarget()
+    wanted = {3: 3, 2: 1}
+    drafter = ScriptedDrafter(
+        lambda request: ALPHABET[: wanted[request.max_draft_tokens]],
+    )
+    engine = Engine(fake_pair(target, drafter), kept_caches=0)
+    policies = [Script([3]), Script([2]), Script([0])]
+    prompts = [PROMPT, (*PROMPT, ALPHABET[0]), PROMPT]
+    sequences = [
+        engine.open(prompt, max_tokens=20, draft=policy)
+        for prompt, policy in zip(prompts, policies, strict=True)
+    ]
+    for sequence in sequences:
+        engine.prefill(sequence)
+    engine.step(sequences)
+    [cost] = {id(p.outcomes[0].cost): p.outcomes[0].cost for p in policies}.values()
+    assert (cost.num_sequences, cost.num_rows, cost.context_length) == (3, 4 + 2 + 1, START)
+    assert (cost.num_drafts, cost.num_draft_steps) == (2, 3 + 2)
+    assert cost.num_tokens == sum(len(s.tokens) for s in sequences) - 3
+    assert min(cost.draft_s, cost.verify_s, cost.overhead_s) >= 0
+    for sequence in sequences:
+        engine.close(sequence)
+
+
+def test_the_confidences_of_what_is_verified_are_told():
+    engine = fake_engine()
+    policy = Script([3])
+    answer(engine, draft=policy, max_tokens=9)
+    assert [o.confidences for o in policy.outcomes] == [(1.0,) * n for n, *_ in policy.counts]
+
+
 def test_no_drafter_no_draft():
     target = FakeTarget()
     engine = Engine(fake_pair(target))
@@ -355,8 +437,9 @@ def test_the_verdict(draft, chosen, ends_with, emitted, verified, accepted):
 
 
 def test_a_fixed_length_is_checked():
-    assert FixedDraftLength(3, 8).plan() == replace(
-        FixedDraftLength(0, 8).plan(), max_draft_tokens=3
+    context = DraftContext(room=8, context_length=1)
+    assert FixedDraftLength(3, 8).plan(context) == replace(
+        FixedDraftLength(0, 8).plan(context), max_draft_tokens=3
     )
     with pytest.raises(ValueError, match="draft length=9 is out of range: expected 0 to 8"):
         FixedDraftLength(9, 8)

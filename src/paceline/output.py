@@ -78,6 +78,13 @@ class OutputText:
         return self._stops.stopped
 
     @property
+    def writing(self) -> DeltaKind:
+        """What the next token belongs to, as far as can be told before it comes."""
+        if isinstance(self._section, _Call):
+            return "tool_call"
+        return "reasoning" if isinstance(self._section, _Thought) else "text"
+
+    @property
     def text(self) -> str:
         """The text so far, without reasoning and tool calls."""
         return "".join(self._shown["text"])

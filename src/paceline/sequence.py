@@ -87,6 +87,11 @@ class ActiveSequence:
         return self.max_tokens - len(self.tokens)
 
     @property
+    def text_kind(self) -> str:
+        """What is being written, see `DraftContext`."""
+        return self.output.writing
+
+    @property
     def token_ids(self) -> tuple[int, ...]:
         """Prompt and answer: the first `cache.length` of them are in the cache."""
         return self.prompt_token_ids + tuple(token.token_id for token in self.tokens)

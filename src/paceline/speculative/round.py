@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.runtime.protocols import (
+    Draft,
     Drafter,
     DraftRequest,
     Hidden,
@@ -26,7 +27,14 @@ from paceline.runtime.protocols import (
     Target,
 )
 from paceline.sampling import Candidates, Choice, Sampler
-from paceline.speculative.controller import DraftLengthPolicy, RoundOutcome
+from paceline.speculative.controller import (
+    DraftContext,
+    DraftLengthPolicy,
+    DraftPlan,
+    RoundCost,
+    RoundOutcome,
+    plan_round,
+)
 
 
 class RoundSequence(Protocol):
@@ -48,6 +56,10 @@ class RoundSequence(Protocol):
     def num_tokens_left(self) -> int:
         """How many more tokens may be emitted, at least 1."""
 
+    @property
+    def text_kind(self) -> str:
+        """What is being written, see `DraftContext`."""
+
     def push(self, choice: Choice, *, drafted: bool) -> bool:
         """Take one emitted token. False: the text ends with it."""
 
@@ -67,6 +79,15 @@ class Verdict:
     num_accepted_tokens: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class RoundDraft:
+    """One sequence's draft, and the steps of the drafter that it took."""
+
+    tokens: tuple[int, ...] = ()
+    confidences: tuple[float, ...] = ()
+    num_steps: int = 0
+
+
 def run_round(
     target: Target, drafter: Drafter | None, sequences: Sequence[RoundSequence]
 ) -> list[RoundOutcome]:
@@ -75,33 +96,54 @@ def run_round(
     If it raises, every cache still holds what it held before; `truncate` to that length.
     """
     started = time.perf_counter()
-    drafts = _drafts(drafter, sequences) if drafter else [()] * len(sequences)
+    contexts = [_context(drafter, sequence) for sequence in sequences]
+    plans = plan_round([sequence.policy for sequence in sequences], contexts)
+    planned = time.perf_counter()
+    drafts = _drafts(drafter, sequences, contexts, plans)
     drafted = time.perf_counter()
     outputs = target.forward(
-        [
-            Rows(
-                cache=s.cache,
-                token_ids=(s.last_token, *draft),
-                num_outputs=1 + len(draft),
-                num_candidates=s.sampler.num_candidates,
-            )
-            for s, draft in zip(sequences, drafts, strict=True)
-        ]
+        [_rows(sequence, draft) for sequence, draft in zip(sequences, drafts, strict=True)]
     )
     verified = time.perf_counter()
-    outcomes = []
-    for sequence, draft, output in zip(sequences, drafts, outputs, strict=True):
-        verdict = settle(sequence, draft, output)
-        outcome = RoundOutcome(
-            num_draft_tokens=len(draft),
-            num_verified_tokens=verdict.num_verified_tokens,
-            num_accepted_tokens=verdict.num_accepted_tokens,
-            draft_s=drafted - started,
-            verify_s=verified - drafted,
-        )
-        sequence.policy.observe(outcome)
-        outcomes.append(outcome)
-    return outcomes
+    verdicts = [
+        settle(sequence, draft.tokens, output)
+        for sequence, draft, output in zip(sequences, drafts, outputs, strict=True)
+    ]
+    cost = RoundCost(
+        num_sequences=len(sequences),
+        num_rows=len(sequences) + sum(len(draft.tokens) for draft in drafts),
+        context_length=sum(context.context_length for context in contexts) // len(contexts),
+        num_drafts=sum(draft.num_steps > 0 for draft in drafts),
+        num_draft_steps=sum(draft.num_steps for draft in drafts),
+        num_tokens=sum(len(verdict.token_ids) for verdict in verdicts),
+        draft_s=drafted - planned,
+        verify_s=verified - drafted,
+        overhead_s=time.perf_counter() - verified + planned - started,
+    )
+    return [_tell(*each, cost) for each in zip(sequences, drafts, verdicts, strict=True)]
+
+
+def _tell(
+    sequence: RoundSequence, draft: RoundDraft, verdict: Verdict, cost: RoundCost
+) -> RoundOutcome:
+    outcome = RoundOutcome(
+        num_draft_tokens=len(draft.tokens),
+        num_verified_tokens=verdict.num_verified_tokens,
+        num_accepted_tokens=verdict.num_accepted_tokens,
+        confidences=draft.confidences,
+        cost=cost,
+    )
+    sequence.policy.observe(outcome)
+    return outcome
+
+
+def _rows(sequence: RoundSequence, draft: RoundDraft) -> Rows:
+    return Rows(
+        cache=sequence.cache,
+        token_ids=(sequence.last_token, *draft.tokens),
+        num_outputs=1 + len(draft.tokens),
+        num_candidates=sequence.sampler.num_candidates,
+    )
 
 
 def settle(sequence: RoundSequence, draft: Sequence[int], output: PassOutput) -> Verdict:
@@ -161,23 +203,39 @@ def verify(
     )
 
 
-def _drafts(drafter: Drafter, sequences: Sequence[RoundSequence]) -> list[tuple[int, ...]]:
+def _context(drafter: Drafter | None, sequence: RoundSequence) -> DraftContext:
+    length = sequence.cache.length
+    # The bonus token takes one of the tokens left, the last token one of the cache's positions.
+    room = min(sequence.num_tokens_left, sequence.cache.max_length - length) - 1
+    limit = drafter.max_draft_tokens if drafter else 0
+    return DraftContext(
+        room=max(0, min(room, limit)), context_length=length, kind=sequence.text_kind
+    )
+
+
+def _drafts(
+    drafter: Drafter | None,
+    sequences: Sequence[RoundSequence],
+    contexts: Sequence[DraftContext],
+    plans: Sequence[DraftPlan],
+) -> list[RoundDraft]:
     """A draft per sequence, empty where none is asked for or only one token is left."""
-    requests = [_request(drafter, sequence) for sequence in sequences]
+    if drafter is None:
+        return [RoundDraft()] * len(sequences)
+    requests = [_request(*each) for each in zip(sequences, contexts, plans, strict=True)]
     asked = [request for request in requests if request]
     answers = iter(drafter.draft(asked) if asked else [])
     vocab_size = drafter.config.vocab_size
     return [
-        _usable(next(answers).tokens, request.max_draft_tokens, vocab_size) if request else ()
+        _usable(request, next(answers), vocab_size) if request else RoundDraft()
         for request in requests
     ]
 
 
-def _request(drafter: Drafter, sequence: RoundSequence) -> DraftRequest | None:
-    plan = sequence.policy.plan()
-    # The bonus token takes one of the tokens left, the last token one of the cache's positions.
-    room = min(sequence.num_tokens_left, sequence.cache.max_length - sequence.cache.length) - 1
-    limit = min(plan.max_draft_tokens, drafter.max_draft_tokens, room)
+def _request(
+    sequence: RoundSequence, context: DraftContext, plan: DraftPlan
+) -> DraftRequest | None:
+    limit = min(plan.max_draft_tokens, context.room)
     if limit <= 0:
         return None
     return DraftRequest(
@@ -190,6 +248,13 @@ def _request(drafter: Drafter, sequence: RoundSequence) -> DraftRequest | None:
     )
 
 
-def _usable(draft: Sequence[int], limit: int, vocab_size: int) -> tuple[int, ...]:
+def _usable(request: DraftRequest, draft: Draft, vocab_size: int) -> RoundDraft:
     """What the target can verify, should a broken drafter propose too much or no token at all."""
-    return tuple(takewhile(lambda token_id: 0 <= token_id < vocab_size, draft[:limit]))
+    limit, tokens = request.max_draft_tokens, draft.tokens
+    ended = len(tokens) >= limit or (bool(tokens) and tokens[-1] in request.stop.end_token_ids)
+    usable = tuple(takewhile(lambda token_id: 0 <= token_id < vocab_size, tokens[:limit]))
+    return RoundDraft(
+        tokens=usable,
+        confidences=draft.confidences[: len(usable)],
+        num_steps=min(len(tokens), limit) + (not ended),  # one more was made and held back
+    )
