@@ -29,13 +29,20 @@ if TYPE_CHECKING:
     from paceline.output import Delta
     from paceline.sampling import SamplingParams
     from paceline.sequence import EmittedToken
-    from paceline.speculative.controller import DraftLengthPolicy, DraftPlan, RoundOutcome
+    from paceline.speculative.controller import (
+        DraftContext,
+        DraftLengthPolicy,
+        DraftPlan,
+        RoundCost,
+        RoundOutcome,
+    )
     from paceline.stats import GenerationStats
 
 __all__ = [
     "CheckpointError",
     "ConfigError",
     "Delta",
+    "DraftContext",
     "DraftLengthPolicy",
     "DraftPlan",
     "EmittedToken",
@@ -48,6 +55,7 @@ __all__ = [
     "PacelineError",
     "PairMismatchError",
     "PromptError",
+    "RoundCost",
     "RoundOutcome",
     "SamplingParams",
     "Stream",
@@ -70,7 +78,13 @@ _MODULES = {
     "paceline.output": ("Delta",),
     "paceline.sampling": ("SamplingParams",),
     "paceline.sequence": ("EmittedToken",),
-    "paceline.speculative.controller": ("DraftLengthPolicy", "DraftPlan", "RoundOutcome"),
+    "paceline.speculative.controller": (
+        "DraftContext",
+        "DraftLengthPolicy",
+        "DraftPlan",
+        "RoundCost",
+        "RoundOutcome",
+    ),
     "paceline.stats": ("GenerationStats",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
