@@ -9,7 +9,7 @@ CTEST = $(shell command -v ctest || echo $(BIN)/ctest)
 CONFIGURE = $(CMAKE) -S native -G Ninja
 NATIVE := CMakeLists.txt native/CMakeLists.txt $(wildcard native/*.cc native/kernels/* native/include/*/*)
 
-.PHONY: help setup demo test test-native test-all sanitize lint format stub bench clean
+.PHONY: help setup demo test test-native test-all judge sanitize lint format stub bench clean
 
 help: ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,7 +20,7 @@ demo: $(VENV)/ready ## Ask the shipped pair a question, with drafting off and on
 	$(BIN)/paceline demo
 
 test: $(VENV)/ready-dev test-native ## All tests that run on every push
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not llama_cpp"
 
 test-native: $(VENV)/ready-dev ## The tests of native/, for every instruction set of this processor
 	$(CONFIGURE) -B build/native-tests
@@ -28,7 +28,10 @@ test-native: $(VENV)/ready-dev ## The tests of native/, for every instruction se
 	$(CTEST) --test-dir build/native-tests --output-on-failure
 
 test-all: $(VENV)/ready-dev test-native sanitize ## The full matrices too: about half an hour
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not llama_cpp"
+
+judge: $(VENV)/ready-dev ## llama.cpp reads our files and must agree: LLAMA_CPP_PYTHON=python
+	LLAMA_CPP_PYTHON=$(LLAMA_CPP_PYTHON) $(BIN)/pytest -m llama_cpp
 
 sanitize: $(VENV)/ready-dev ## The native tests under sanitizers: address, undefined, thread
 	$(CONFIGURE) -B build/sanitize-address -DPACELINE_SANITIZE=address,undefined
