@@ -338,17 +338,42 @@ def test_a_long_stop_string_costs_no_more_than_the_text():
     assert output.text == "a" * 100_000
 
 
+def kinds_while(token_ids, **settings):
+    """The kinds that were told, before the first token and after each, without repeats."""
+    output = OutputText(TOKENIZER, **settings)
+    seen = [output.kind]
+    for token_id in token_ids:
+        output.push(token_id, drafted=False)
+        seen.append(output.kind)
+    return [kind for kind, _ in groupby(seen)]
+
+
 def test_what_is_being_written_is_known_before_the_next_token():
-    output = OutputText(TOKENIZER)
-    seen = [output.writing]
-    for token_id in [
+    token_ids = [
         CONTROL.channel_start,
         *TOKENIZER.encode_text("thought\nSo."),
         CONTROL.channel_end,
         CONTROL.tool_call_start,
         CONTROL.tool_call_end,
-    ]:
-        output.push(token_id, drafted=False)
-        seen.append(output.writing)
-    assert [kind for kind, _ in groupby(seen)] == ["text", "reasoning", "text", "tool_call", "text"]
-    assert OutputText(TOKENIZER, in_reasoning=True).writing == "reasoning"
+    ]
+    assert kinds_while(token_ids) == ["prose", "reasoning", "prose", "code", "prose"]
+    assert OutputText(TOKENIZER, in_reasoning=True).kind == "reasoning"
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("Use `ls`, or ``` in a line.", ["prose"]),
+        ("So:\n```python\nx = 1\n```\nDone.", ["prose", "code", "prose"]),
+        ("So:\n\n  ~~~\nx = 1\n  ~~~", ["prose", "code", "prose"]),
+        ("```\nx", ["prose", "code"]),
+        ("``\n`x", ["prose"]),
+        ('\n {"a": "b"}\nmore', ["prose", "code"]),
+        ("[1, 2]", ["prose", "code"]),
+        ("A [link]", ["prose"]),
+    ],
+)
+@pytest.mark.parametrize("raw", [False, True])
+def test_fences_and_json_are_code(text, kinds, raw):
+    token_ids = byte_ids(text.encode())
+    assert kinds_while(token_ids, raw=raw) == kinds

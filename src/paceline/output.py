@@ -19,6 +19,7 @@ from paceline.errors import ConfigError
 from paceline.tokenizer import Tokenizer
 
 DeltaKind = Literal["text", "reasoning", "tool_call"]
+TextKind = Literal["reasoning", "prose", "code"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,8 @@ class OutputText:
         self._tokenizer = tokenizer
         self._raw = raw
         self._stops = _StopStrings(stop)
-        self._section: _Section = _Thought("") if in_reasoning else _Text(self._stops)
+        self._fences = _Fences()
+        self._section: _Section = _Thought("") if in_reasoning else self._new_text()
         self._drafted = False
         self._finished = False
         self._shown: dict[DeltaKind, list[str]] = {"text": [], "reasoning": [], "tool_call": []}
@@ -76,13 +78,6 @@ class OutputText:
     def stopped(self) -> bool:
         """A stop string has ended the text."""
         return self._stops.stopped
-
-    @property
-    def writing(self) -> DeltaKind:
-        """What the next token belongs to, as far as can be told before it comes."""
-        if isinstance(self._section, _Call):
-            return "tool_call"
-        return "reasoning" if isinstance(self._section, _Thought) else "text"
 
     @property
     def text(self) -> str:
@@ -96,6 +91,15 @@ class OutputText:
     @property
     def num_tool_calls(self) -> int:
         return len(self.tool_calls)
+
+    @property
+    def kind(self) -> TextKind:
+        """What the next token belongs to, as far as can be told before it comes. "code" is inside
+        a fence or a tool call, and all of a text that began with a bracket, as JSON does."""
+        if isinstance(self._section, _Thought):
+            return "reasoning"
+        structured = isinstance(self._section, _Call) or self._fences.inside
+        return "code" if structured else "prose"
 
     def push(self, token_id: int, *, drafted: bool) -> list[Delta]:
         """Take the next token; after a stop string or `finish` it is ignored.
@@ -130,10 +134,13 @@ class OutputText:
         if token_id == control.channel_start:
             return self._enter(_Thought(THOUGHT))
         if token_id == control.channel_end and isinstance(section, _Thought):
-            return self._enter(_Text(self._stops))
+            return self._enter(self._new_text())
         if isinstance(section, _Call):
             return self._take_call_token(token_id)
         return section.push(data, self._drafted)
+
+    def _new_text(self) -> _Text:
+        return _Text(self._stops, self._fences)
 
     def _enter(self, section: _Section) -> list[Delta]:
         deltas = self._close()
@@ -155,7 +162,7 @@ class OutputText:
             tool_call = parse_call(token_ids, self._tokenizer)
         except MalformedCallError:
             return self._spelled(call)
-        self._section = _Text(self._stops)
+        self._section = self._new_text()
         self.tool_calls.append(tool_call)
         return [
             Delta(
@@ -168,7 +175,7 @@ class OutputText:
 
     def _spelled(self, call: _Call) -> list[Delta]:
         """What is no call becomes text, its control tokens spelled out: nothing is lost."""
-        self._section = text = _Text(self._stops)
+        self._section = text = self._new_text()
         deltas = [text.push(self._spelling(token), drafted) for token, drafted in call.tokens]
         return [delta for some in deltas for delta in some]
 
@@ -221,18 +228,47 @@ class _Section(Protocol):
 
 
 class _Text:
-    def __init__(self, stops: _StopStrings) -> None:
+    def __init__(self, stops: _StopStrings, fences: _Fences) -> None:
         self._decoder = _utf8_decoder()
         self._stops = stops
+        self._fences = fences
         self._drafted = False
 
     def push(self, data: bytes, drafted: bool) -> list[Delta]:
         self._drafted = drafted
-        return _deltas("text", self._stops.push(self._decoder.decode(data), drafted))
+        text = self._decoder.decode(data)
+        self._fences.push(text)
+        return _deltas("text", self._stops.push(text, drafted))
 
     def finish(self) -> list[Delta]:
         rest = self._stops.push(self._decoder.decode(b"", final=True), self._drafted)
         return _deltas("text", rest + self._stops.release())
+
+
+class _Fences:
+    """Follows a text: a line that begins with ``` or ~~~ opens a fence, or closes the open one.
+    What begins with a bracket is inside from the start."""
+
+    FENCES = ("```", "~~~")
+
+    def __init__(self) -> None:
+        self.inside = False
+        self._begun = False
+        self._line_start = ""  # without indentation, no longer than a fence
+
+    def push(self, text: str) -> None:
+        if len(self._line_start) == 3 and "\n" not in text:
+            return
+        for index, line in enumerate(text.split("\n")):
+            if index:
+                self._line_start = ""
+            if line and len(self._line_start) < 3:
+                self._line_start = (self._line_start + line).lstrip()[:3]
+                if self._line_start in self.FENCES:
+                    self.inside = not self.inside
+        if not self._begun and self._line_start:
+            self._begun = True
+            self.inside = self.inside or self._line_start[0] in "{["
 
 
 class _Thought:

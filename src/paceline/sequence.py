@@ -89,7 +89,7 @@ class ActiveSequence:
     @property
     def text_kind(self) -> str:
         """What is being written, see `DraftContext`."""
-        return self.output.writing
+        return self.output.kind
 
     @property
     def token_ids(self) -> tuple[int, ...]:
