@@ -71,7 +71,9 @@ PACELINE_INLINE void score_panels(const std::uint16_t* panel, int head_dim, cons
   F32x16 out[M][P];
   multiply_tile<F16, M, P>(panel, static_cast<std::ptrdiff_t>(head_dim) * kLanes, head_dim, queries,
                            kQueryStride, out);
+  PACELINE_UNROLL
   for (int m = 0; m < M; ++m) {
+    PACELINE_UNROLL
     for (int p = 0; p < P; ++p) store(out[m][p], scores + m * kWeightStride + p * kLanes);
   }
 }
@@ -135,7 +137,9 @@ PACELINE_INLINE void mix_columns(const SectionTile& tile, Range range, int colum
                         kColumnPanel, part.end - part.first,
                         weights + block * kBlockPositions + part.first, kWeightStride, out);
   }
+  PACELINE_UNROLL
   for (int m = 0; m < M; ++m) {
+    PACELINE_UNROLL
     for (int p = 0; p < P; ++p) {
       const int at = column + p * kLanes;
       store_first(out[m][p], values[m] + at, tile.head_dim - at);
