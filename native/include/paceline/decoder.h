@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 #include "paceline/attention.h"
@@ -74,7 +75,8 @@ class Workspace {
   AlignedBytes x_, query_, key_, value_, projected_, gate_up_, attention_;
   ActivationBuffer normed_, mixed_, gated_;
   // A mixture of experts' only.
-  AlignedBytes router_logits_, chosen_, expert_rows_, sparse_;
+  void reserve_experts(const DecoderShape& shape, int max_rows);
+  AlignedBytes router_logits_, plan_, sparse_;
   ActivationBuffer router_input_, expert_input_, gathered_, expert_gated_;
 };
 

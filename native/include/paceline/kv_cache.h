@@ -102,6 +102,7 @@ class KVCache {
   // Count rows that every KV layer has stored.
   void advance(std::int64_t num_rows) { length_ += num_rows; }
 
+  int num_layers() const { return static_cast<int>(stores_.size()); }
   // The store that a layer reads: its own or, by its shape's kv_layer, its donor's.
   const LayerStore& store(int layer) const { return *stores_[static_cast<std::size_t>(layer)]; }
 
