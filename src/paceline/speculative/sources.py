@@ -1,0 +1,228 @@
+"""Drafts from text that is known already: what was written before, or a text given as prediction.
+
+Keeps a follower for each such text, learns how far their matches can be trusted, and proposes
+where that promises more tokens a second than the drafter does. A proposal is verified as any
+draft is, so that it cannot change the text. Knows tokens and seconds; no files and no tensors.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from paceline.speculative.suffix import MAX_PROPOSAL, Follower, IndexedText
+
+DRAFTER = "drafter"
+SUFFIX = "suffix"
+PREDICTION = "prediction"
+EARLIER = "earlier"
+
+BUCKET_STARTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""Matches of 4 and 5 tokens are trusted alike, and so on."""
+
+LONGEST_BUCKET = BUCKET_STARTS[-1]
+BUCKETS = array(
+    "i", [sum(start <= n for start in BUCKET_STARTS) - 1 for n in range(LONGEST_BUCKET + 1)]
+)
+STARTING_TRUST = (0.5, 0.4, 0.3, 0.45, 0.55, 0.65, 0.75, 0.85, 0.9, 0.93, 0.95)
+STARTING_WEIGHT = 4.0
+"""Trust in a match before anything was seen, worth so many observations."""
+
+SHARED_WEIGHT = 16.0
+MEMORY = 1 - 1 / 64
+SHARED_MEMORY = 1 - 1 / 1024
+"""What one sequence has seen counts as at most 64 observations, and as 16 for a new one."""
+
+LEAST_SURVIVAL = 0.02
+MARGIN = 1.01
+
+Seconds = Callable[[int], float]
+"""Of a round whose pass has so many rows, without a drafter."""
+
+
+class Trust:
+    """How often the token after a match was right, by the length of the match.
+
+    Right tokens are counted against the agreement of the places, so that what is learned is the
+    factor that makes a share of places a probability. Both counts forget.
+    """
+
+    def __init__(self, memory: float = SHARED_MEMORY) -> None:
+        self._memory = memory
+        self._right = [STARTING_WEIGHT * trust for trust in STARTING_TRUST]
+        self._expected = [STARTING_WEIGHT] * len(STARTING_TRUST)
+
+    def of_new_sequence(self) -> Trust:
+        """What a sequence starts from."""
+        trust = Trust(MEMORY)
+        for bucket, expected in enumerate(self._expected):
+            scale = min(1.0, SHARED_WEIGHT / expected)
+            trust._right[bucket] = self._right[bucket] * scale
+            trust._expected[bucket] = expected * scale
+        return trust
+
+    def record(self, match_length: int, share: float, right: bool) -> None:
+        bucket = BUCKETS[match_length] if match_length < LONGEST_BUCKET else -1
+        self._right[bucket] = self._right[bucket] * self._memory + right
+        self._expected[bucket] = self._expected[bucket] * self._memory + share
+
+    def factor(self, match_length: int) -> float:
+        bucket = BUCKETS[match_length] if match_length < LONGEST_BUCKET else -1
+        return min(1.0, self._right[bucket] / self._expected[bucket])
+
+
+class SharedTrust:
+    """What all sequences have learned, by source and kind of text."""
+
+    def __init__(self) -> None:
+        self._trusts: dict[tuple[str, str], Trust] = {}
+
+    def of(self, source: str, kind: str) -> Trust:
+        return self._trusts.setdefault((source, kind), Trust())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextDraft:
+    """A proposal that pays.
+
+    Args:
+        expected_tokens: that a round with it emits, the bonus token included.
+    """
+
+    token_ids: tuple[int, ...]
+    source: str
+    expected_tokens: float
+    seconds: float
+
+
+class TextSource:
+    """One text to draft from, as one sequence uses it."""
+
+    def __init__(self, name: str, follower: Follower, shared: SharedTrust) -> None:
+        self.name = name
+        self.follower = follower
+        self._shared = shared
+        self._trusts: dict[str, tuple[Trust, Trust]] = {}
+        self.turn_to("")
+
+    def turn_to(self, kind: str) -> None:
+        """Another kind of text is being written."""
+        if kind not in self._trusts:
+            shared = self._shared.of(self.name, kind)
+            self._trusts[kind] = (shared.of_new_sequence(), shared)
+        self._trust, self._shared_trust = self._trusts[kind]
+
+    def push(self, token_id: int) -> None:
+        """The text goes on. Every token shows whether a proposal would have been right, so that
+        nothing need be drafted to learn."""
+        follower = self.follower
+        if follower.places:
+            right, share = follower.next_token == token_id, follower.next_share
+            self._trust.record(follower.match_length, share, right)
+            self._shared_trust.record(follower.match_length, share, right)
+        follower.push(token_id)
+
+    def draft(
+        self, room: int, seconds: Seconds, best_rate: float, other_tokens: float
+    ) -> TextDraft | None:
+        """The proposal with most tokens a second, if that is more than `best_rate`.
+
+        Args:
+            seconds: of the round with so many more rows than without this sequence's draft.
+            other_tokens: that the round's other sequences are expected to emit.
+        """
+        follower = self.follower
+        if not follower.places or room <= 0:
+            return None
+        first = self._trust.factor(follower.match_length) * follower.next_share
+        if first < LEAST_SURVIVAL or not self._can_pay(first, seconds, best_rate, other_tokens):
+            return None
+        return self._longest_that_pays(room, seconds, best_rate, other_tokens)
+
+    def _can_pay(
+        self, first: float, seconds: Seconds, best_rate: float, other_tokens: float
+    ) -> bool:
+        """Whether one more row, or a whole proposal of this trust, could beat `best_rate`."""
+        surviving = 1 + MAX_PROPOSAL * first
+        return (other_tokens + surviving) / seconds(1) > best_rate
+
+    def _longest_that_pays(
+        self, room: int, seconds: Seconds, best_rate: float, other_tokens: float
+    ) -> TextDraft | None:
+        proposal = self.follower.propose(min(room, MAX_PROPOSAL))
+        survival, expected, best, length = 1.0, 1.0, best_rate * MARGIN, proposal.match_length
+        draft = None
+        for count, share in enumerate(proposal.shares, 1):
+            survival *= self._trust.factor(length + count - 1) * share
+            if survival < LEAST_SURVIVAL:
+                break
+            expected += survival
+            rate = (other_tokens + expected) / seconds(count)
+            if rate > best:
+                best, draft = rate, (count, expected)
+        if draft is None:
+            return None
+        count, expected = draft
+        return TextDraft(
+            token_ids=proposal.tokens[:count],
+            source=self.name,
+            expected_tokens=expected,
+            seconds=seconds(count),
+        )
+
+
+class TextSources:
+    """All the texts that one sequence drafts from, its own among them.
+
+    Args:
+        expected_tokens: of prompt and answer together.
+        prediction: token ids of a text that the answer is expected to follow.
+        earlier: what was written before by other sequences of the same user.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        shared: SharedTrust,
+        *,
+        expected_tokens: int = 0,
+        prediction: Sequence[int] = (),
+        earlier: IndexedText | None = None,
+    ) -> None:
+        self._own = IndexedText(expected_tokens)
+        self._own.extend(prompt[:-1])
+        end = self._own.end
+        self._sources = [TextSource(SUFFIX, Follower(self._own, end, own=True), shared)]
+        if earlier is not None:
+            self._sources.append(TextSource(EARLIER, Follower(earlier, end), shared))
+        predicted = IndexedText(len(prediction))
+        predicted.extend(prediction)
+        for token_id in prompt[-1:]:
+            self.push(token_id)
+        if prediction:
+            follower = Follower(predicted, end)
+            follower.start_at(0)
+            self._sources.append(TextSource(PREDICTION, follower, shared))
+        self._kind = ""
+
+    def push(self, token_id: int) -> None:
+        """The text goes on."""
+        self._own.append(token_id)
+        for source in self._sources:
+            source.push(token_id)
+
+    def draft(
+        self, kind: str, room: int, seconds: Seconds, rate: float, other_tokens: float = 0.0
+    ) -> TextDraft | None:
+        """The best proposal of all sources, if it promises more tokens a second than `rate`."""
+        if kind != self._kind:
+            self._kind = kind
+            for source in self._sources:
+                source.turn_to(kind)
+        best = None
+        for source in self._sources:
+            found = source.draft(room, seconds, rate, other_tokens)
+            if found is not None:
+                best, rate = found, (other_tokens + found.expected_tokens) / found.seconds
+        return best

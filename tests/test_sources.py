@@ -1,0 +1,159 @@
+"""Text that is known already is drafted where it pays, and trusted as much as its matches merit."""
+
+import random
+
+import pytest
+
+from paceline.speculative.sources import (
+    BUCKET_STARTS,
+    EARLIER,
+    PREDICTION,
+    SHARED_WEIGHT,
+    STARTING_TRUST,
+    SUFFIX,
+    SharedTrust,
+    TextSources,
+    Trust,
+)
+from paceline.speculative.suffix import IndexedText
+
+PASSAGE = list(range(100, 160))
+
+
+def seconds(row_cost=0.1):
+    return lambda rows: 1.0 + row_cost * rows
+
+
+def written(sources, tokens):
+    for token in tokens:
+        sources.push(token)
+    return sources
+
+
+def draft(sources, *, kind="prose", room=15, row_cost=0.1, rate=1.0, other_tokens=0.0):
+    return sources.draft(kind, room, seconds(row_cost), rate, other_tokens)
+
+
+def test_a_quoted_passage_is_drafted():
+    sources = written(TextSources(PASSAGE, SharedTrust()), PASSAGE[10:20])
+    found = draft(sources)
+    assert found.source == SUFFIX
+    assert found.token_ids == tuple(PASSAGE[20 : 20 + len(found.token_ids)])
+    assert len(found.token_ids) > 4
+    assert 2.0 < found.expected_tokens < 1 + len(found.token_ids)
+    assert found.seconds == seconds()(len(found.token_ids))
+
+
+def test_a_text_without_repeats_proposes_nothing():
+    sources = written(TextSources(PASSAGE, SharedTrust()), range(200, 300))
+    assert draft(sources, rate=0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "drafts"),
+    [
+        ({}, True),
+        ({"rate": 3.9}, True),
+        ({"rate": 20.0}, False),  # the drafter promises more
+        ({"row_cost": 1.5, "rate": 1.0}, False),  # a row costs more than it brings
+        ({"room": 0}, False),
+        ({"rate": 4.0, "other_tokens": 3.0}, True),  # a round that has a speed already
+        ({"rate": 19.0, "other_tokens": 3.0}, False),
+    ],
+)
+def test_a_proposal_must_beat_the_rate_that_is_promised_without_it(settings, drafts):
+    sources = written(TextSources(PASSAGE, SharedTrust()), PASSAGE[:30])
+    assert (draft(sources, **settings) is not None) == drafts
+
+
+def test_no_proposal_exceeds_the_room():
+    sources = written(TextSources(PASSAGE, SharedTrust()), PASSAGE[:30])
+    assert len(draft(sources, room=2).token_ids) == 2
+
+
+def test_dear_rows_shorten_the_proposal():
+    sources = written(TextSources(PASSAGE, SharedTrust()), PASSAGE[:6])
+    lengths = [len(draft(sources, row_cost=cost).token_ids) for cost in (0.01, 0.3, 0.6)]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] > lengths[-1]
+
+
+def test_matches_that_fail_are_trusted_no_more_until_they_hold_again():
+    """Pairs of tokens that repeat with ever new tokens after them, as in free text."""
+    sources = TextSources([1], SharedTrust())
+    for token in range(1000, 1200):
+        written(sources, [7, 8, token])
+    written(sources, [7, 8])
+    assert draft(sources) is None
+    for _ in range(60):
+        written(sources, [9, 7, 8])
+    assert draft(sources).token_ids[:3] == (9, 7, 8)
+
+
+def test_what_one_sequence_learns_another_starts_from():
+    shared = SharedTrust()
+    sources = TextSources([1], shared)
+    sources.draft("prose", 1, seconds(), 0.0)
+    for token in range(1000, 1200):
+        written(sources, [7, 8, token])
+    new = written(TextSources([7, 8, 9], shared), [7, 8])
+    assert draft(new, kind="prose", row_cost=0.2) is None
+    assert draft(new, kind="code", row_cost=0.2) is not None
+
+
+def test_a_prediction_is_followed_from_its_start_and_after_an_edit():
+    sources = TextSources([1, 2], SharedTrust(), prediction=PASSAGE)
+    assert draft(sources).source == PREDICTION
+    assert draft(sources).token_ids[0] == PASSAGE[0]
+    written(sources, [*PASSAGE[:9], 5, PASSAGE[10]])
+    assert draft(sources).token_ids[:2] == tuple(PASSAGE[11:13])
+
+
+def test_earlier_answers_are_drafted_from():
+    earlier = IndexedText()
+    earlier.extend(PASSAGE)
+    sources = TextSources([1, 2], SharedTrust(), earlier=earlier)
+    written(sources, PASSAGE[5:12])
+    found = draft(sources)
+    assert (found.source, found.token_ids[0]) == (EARLIER, PASSAGE[12])
+
+
+def test_of_two_sources_the_one_with_the_longer_match_is_taken():
+    sources = TextSources([*PASSAGE[8:10], 5], SharedTrust(), prediction=PASSAGE)
+    written(sources, PASSAGE[:10])
+    assert draft(sources).source == PREDICTION
+
+
+def test_the_expected_acceptance_is_the_observed_one():
+    """Tokens repeat in 70 of 100 cases: after a while a first token is believed to be right in so
+    many, give or take four standard deviations of 64 observations (0.23)."""
+    generator = random.Random(5)
+    sources = TextSources([1], SharedTrust())
+    for _ in range(4000):
+        written(sources, [3, 4, 5 if generator.random() < 0.7 else generator.randrange(99, 10**6)])
+    written(sources, [3, 4])
+    found = sources.draft("", 1, seconds(0.0), 0.0)
+    assert found.token_ids == (5,)
+    assert found.expected_tokens - 1 == pytest.approx(0.7, abs=0.23)
+
+
+def test_a_trust_of_a_new_sequence_weighs_little_and_says_the_same():
+    shared = Trust()
+    for _ in range(1000):
+        shared.record(40, 1.0, right=False)
+    new = shared.of_new_sequence()
+    assert new._expected[-1] == pytest.approx(SHARED_WEIGHT)
+    assert new.factor(32) == pytest.approx(shared.factor(32))
+    assert new.factor(32) < 0.01
+    for length, trust in zip(BUCKET_STARTS[:-1], STARTING_TRUST, strict=False):
+        assert new.factor(length) == pytest.approx(trust)
+    for _ in range(300):
+        new.record(100, 1.0, right=True)
+    assert new.factor(100) > 0.9
+
+
+def test_shares_are_no_more_than_certain():
+    trust = Trust()
+    for _ in range(50):
+        trust.record(2, 0.25, right=True)
+    assert trust.factor(2) == 1.0
