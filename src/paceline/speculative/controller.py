@@ -20,19 +20,37 @@ class DraftContext:
         room: a draft longer than this is of no use: the tokens left, the cache, the drafter.
         context_length: positions that its cache holds.
         kind: of the text that is being written; a label of few values.
+        text_room: `room` for a draft that needs no drafter, see `sources`.
     """
 
     room: int
     context_length: int
     kind: str = ""
+    text_room: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class DraftPlan:
-    """What to draft in the coming round. `min_confidences`: see `StopRule`."""
+    """What to draft in the coming round. `min_confidences`: see `StopRule`.
+
+    Args:
+        expected_tokens: that this sequence will emit, the bonus token included.
+        expected_s: seconds of the whole round; None where the policy cannot tell.
+        plain_s: of a whole round without any draft, likewise.
+    """
 
     max_draft_tokens: int
     min_confidences: tuple[float, ...] = ()
+    expected_tokens: float = 1.0
+    expected_s: float | None = None
+    plain_s: float | None = None
+
+    @property
+    def predicted_gain(self) -> float | None:
+        """Expected speed over that of plain decoding."""
+        if self.expected_s is None or self.plain_s is None or self.expected_s <= 0:
+            return None
+        return self.expected_tokens * self.plain_s / self.expected_s
 
 
 NO_DRAFT = DraftPlan(max_draft_tokens=0)
@@ -74,6 +92,9 @@ class RoundOutcome:
             text ended on an accepted token: what follows was neither accepted nor rejected.
         num_accepted_tokens: how many the target would have said itself; the bonus is not in it.
         confidences: of the drafted tokens, see `Draft`; fewer or none where none are known.
+        source: who drafted: "drafter", "none", or a text (see `sources`), of whose tokens nothing
+            can be learned about the drafter.
+        plan: what was decided before.
         cost: of the whole round, the same object for each of its sequences.
     """
 
@@ -81,6 +102,8 @@ class RoundOutcome:
     num_verified_tokens: int
     num_accepted_tokens: int
     confidences: tuple[float, ...] = ()
+    source: str = "drafter"
+    plan: DraftPlan = NO_DRAFT
     cost: RoundCost
 
     @property
