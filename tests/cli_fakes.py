@@ -57,6 +57,8 @@ PAIR = SimpleNamespace(
     threads=3,
     num_target_parameters=1000,
     num_drafter_parameters=10,
+    bytes_per_token=4000,
+    runtime="torch",
     target=SimpleNamespace(config=CONFIG),
 )
 

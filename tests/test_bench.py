@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli_fakes import CONFIG, CommandLine, FakeEngine, text_delta
+from cli_fakes import CommandLine, FakeEngine, text_delta
 from paceline.bench import figure, provenance
-from paceline.bench.ceiling import Ceiling, read_speed, weights_per_token
+from paceline.bench.ceiling import Ceiling, read_speed
 from paceline.bench.measure import Plan, measure, measure_prompt
 from paceline.bench.prompts import (
     BenchPrompt,
@@ -269,23 +268,6 @@ def test_table():
 
 
 # --- the ceiling
-
-
-def test_every_weight_of_a_dense_target_is_read_for_each_token():
-    assert weights_per_token(CONFIG, 1000) == 1000
-
-
-def test_per_layer_rows_and_idle_experts_are_not_read():
-    config = replace(
-        CONFIG,
-        per_layer_size=4,
-        per_layer_vocab_size=16,
-        num_experts=8,
-        num_experts_per_token=2,
-        expert_ffn_size=5,
-    )
-    table, idle = 16 * 2 * 4, 2 * 6 * (3 * 8 * 5)
-    assert weights_per_token(config, 10_000) == 10_000 - table - idle
 
 
 def test_the_ceiling_is_bytes_over_bandwidth():

@@ -93,11 +93,21 @@ def test_a_system_text_makes_a_list_of_messages(cli):
 
 def test_every_option_reaches_the_engine(cli):
     words = "--model M --drafter D --draft 3 --max-tokens 9 --temperature 0.5 --top-k 2 --top-p 0.9"
-    words += " --min-p 0.1 --seed 11 --stop END --stop \n --think --threads 2 --dtype bfloat16"
+    words += " --min-p 0.1 --seed 11 --stop END --stop \n --think --threads 2 --runtime torch"
+    words += " --dtype bfloat16"
     outcome = cli.run("generate", "Why?", *words.split(" "), "--no-progress")
     assert outcome.code == 0, outcome.stderr
     assert cli.loaded == [
-        ("M", "D", {"dtype": options.Dtype.BFLOAT16, "threads": 2, "progress": False})
+        (
+            "M",
+            "D",
+            {
+                "runtime": options.Runtime.TORCH,
+                "dtype": options.Dtype.BFLOAT16,
+                "threads": 2,
+                "progress": False,
+            },
+        )
     ]
     call = cli.engine.calls[0]
     sampling = call["sampling"]

@@ -141,7 +141,7 @@ def test_the_plan_of_a_pair(model, pair, capsys):
     status, printed, told = run(capsys, "plan", path, "--context", 100)
     assert (status, told) == (0, "")
     rows = table(printed)
-    assert list(rows) == ["model", "target", "drafter", "KV cache", "needed", "free"]
+    assert list(rows) == ["model", "runtime", "target", "drafter", "KV cache", "needed", "free"]
     assert "100 tokens" in printed
     assert rows["needed"][1] == "MB"
 
@@ -156,7 +156,7 @@ def test_a_plan_needs_the_config_only(pair, capsys):
 
 def test_a_plan_that_cannot_fit(pair, capsys, monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda: 300_000)
-    status, printed, told = run(capsys, "plan", pair)
+    status, printed, told = run(capsys, "plan", pair, "--runtime", "torch")
     assert status == 1
     assert table(printed)["free"] == ["0.3", "MB"]
     assert told.startswith("error: this model does not fit: it needs 1.")

@@ -185,7 +185,7 @@ def test_closing_a_sequence_twice_gives_its_cache_once():
 
 
 def test_prefill_comes_in_chunks_that_report():
-    engine = fake_engine()
+    engine = fake_engine(context_length=512)
     reports = []
     text = "a" * (2 * PREFILL_CHUNK)
     stream = engine.stream(
@@ -226,9 +226,10 @@ def test_statistics_add_up():
 
 @pytest.mark.parametrize("at", range(7))
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")], ids=repr)
-def test_an_interrupt_in_a_pass_leaves_a_usable_engine(at, error):
+def test_an_interrupt_in_a_pass_leaves_a_usable_engine(at, error, monkeypatch):
     """Passes 0 to 2 are the prefill. The pass has written its rows when it is interrupted: those of
     the prompt are kept, those of a draft are not, and the next turn goes on from there."""
+    monkeypatch.setattr("paceline.engine.PREFILL_CHUNK", 64)
     prompt = "abc " * 35
     expected = fake_engine(sometimes).generate(prompt, raw=True, sampling=SEEDED, max_tokens=40)
     engine = fake_engine(sometimes)

@@ -164,7 +164,7 @@ def test_the_chunks_of_a_prefill_change_no_bit(pair, monkeypatch):
 def test_an_interrupt_between_layers_changes_no_bit_of_the_next_turn(tmp_path, monkeypatch, at):
     """The next prompt goes back as far as the sliding rings allow: what an uncounted tile has
     overwritten in them must not be used."""
-    pair = load_pair(write_random_pair(tmp_path / "pair"))
+    pair = load_pair(write_random_pair(tmp_path / "pair"), runtime="torch")
     pair = replace(pair, drafter=RecordedDrafter(pair.drafter))
     prompt, sampling = [7 + i % 97 for i in range(150)], SamplingParams(seed=3, top_logprobs=2)
 

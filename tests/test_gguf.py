@@ -110,6 +110,15 @@ def test_the_library_reads_the_same(dtype):
         assert np.array_equal(values.reshape(-1), values_of(weight))
 
 
+def test_rows_that_are_no_whole_blocks_are_not_quantised():
+    spec = TensorSpec(name="layers.0.mlp.up_proj.weight", file_name="x", shape=(64, 8))
+    assert [stored_dtype(spec, dtype) for dtype in ("Q4_0", "Q8_0", "F32")] == [
+        "BF16",
+        "BF16",
+        "F32",
+    ]
+
+
 def test_types_by_name():
     """What is sensitive is kept at 8 bits or more; what is small, whole."""
     for dtype in ("Q4_0", "Q8_0"):
@@ -122,7 +131,7 @@ def test_types_by_name():
         assert stored["embed_tokens.weight"] == "Q8_0"
         assert stored["embed_tokens_per_layer.weight"] == "Q8_0"
         assert stored["layers.0.per_layer_input_gate.weight"] == "Q8_0"
-        assert stored["layers.0.per_layer_projection.weight"] == "BF16"  # rows of 8
+        assert stored["layers.0.per_layer_projection.weight"] == "Q8_0"
         assert {stored[x] for x in ("norm.weight", "layers.1.layer_scalar")} == {"F32"}
     router = TensorSpec(name="layers.11.router.proj.weight", file_name="", shape=(64, 64))
     assert stored_dtype(router, "Q4_0") == "F32"

@@ -126,7 +126,7 @@ def test_a_pair(pair, dtype):
 
 
 def test_the_models_hold_the_written_weights(pair):
-    loaded = load_pair(pair)
+    loaded = load_pair(pair, runtime="torch")
     for model, table, seed in (
         (loaded.target.model, target_table(TARGET), 0),
         (loaded.drafter.model, drafter_table(DRAFTER), 1),
@@ -160,10 +160,11 @@ def test_rotary_frequencies_are_those_of_a_model_made_in_memory(pair, dtype):
 
 
 def test_weights_are_copied_in_slices(pair, monkeypatch):
-    whole = load_pair(pair).target.model.state_dict()
+    whole = load_pair(pair, runtime="torch").target.model.state_dict()
     monkeypatch.setattr(weights_module, "SLICE", 13)
     calls = []
-    sliced = load_pair(pair, progress=lambda *sizes: calls.append(sizes)).target.model.state_dict()
+    sliced = load_pair(pair, runtime="torch", progress=lambda *sizes: calls.append(sizes))
+    sliced = sliced.target.model.state_dict()
     assert len(calls) > len(whole)
     for name, tensor in whole.items():
         assert torch.equal(tensor, sliced[name])
@@ -178,7 +179,7 @@ def test_transformers_folders_load_and_agree_in_logits(name, tmp_path, monkeypat
     model.save_pretrained(tmp_path / name)
     geometries.drafter_model(name).save_pretrained(tmp_path / f"{name}-assistant")
     monkeypatch.setattr(loading, "load_tokenizer", lambda target: None)
-    loaded = load_pair(tmp_path / name)
+    loaded = load_pair(tmp_path / name, runtime="torch")
     assert loaded.drafter is not None
     ids = torch.arange(3, 60)[None]
     with torch.no_grad():
@@ -236,15 +237,14 @@ def test_without_a_drafter(pair):
     assert load_pair(pair, pair / "elsewhere").drafter is not None
 
 
-def test_the_shipped_pair_is_the_default(pair, monkeypatch):
-    monkeypatch.setattr(loading, "SHIPPED_FOLDER", pair)
+def test_the_shipped_pair_is_the_default():
     loaded = load_pair()
     assert loaded.drafter is not None
     assert loaded.name == "paceline-default"
 
 
 def test_a_missing_shipped_pair_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "SHIPPED_FOLDER", tmp_path / "none")
+    monkeypatch.setattr(loading, "SHIPPED_FILE", tmp_path / "none.gguf")
     with pytest.raises(CheckpointError, match="installation is incomplete"):
         load_pair()
 
@@ -336,6 +336,11 @@ def test_a_missing_tokenizer_and_one_of_another_model(pair):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"runtime": "cuda"}, "runtime 'cuda' is not possible: expected auto, native or torch"),
+        (
+            {"runtime": "native", "dtype": "float32"},
+            "dtype 'float32' belongs to the torch runtime",
+        ),
         ({"dtype": "float16"}, "dtype 'float16' is not possible: expected float32 or bfloat16"),
         ({"threads": 0}, "threads=0 is out of range"),
         ({"threads": True}, "threads must be a whole number"),
@@ -350,9 +355,9 @@ def test_settings_out_of_range(settings, message, pair):
 def test_threads_are_set(pair):
     before = torch.get_num_threads()
     try:
-        load_pair(pair, threads=1)
+        load_pair(pair, runtime="torch", threads=1)
         assert torch.get_num_threads() == 1
-        load_pair(pair)
+        load_pair(pair, runtime="torch")
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
@@ -365,7 +370,7 @@ def test_without_torch_the_install_line_is_named(pair, monkeypatch):
     monkeypatch.delitem(sys.modules, "paceline.runtime.torch.load", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'paceline\[torch\]'"):
-        load_pair(pair)
+        load_pair(pair, runtime="torch")
 
 
 def test_importing_loading_imports_no_torch():

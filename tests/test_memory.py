@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,7 +12,15 @@ from paceline import memory
 from paceline.config import TargetConfig
 from paceline.errors import OutOfMemoryError, PacelineError
 from paceline.loading import load_pair
-from paceline.memory import free_memory, gigabytes, kv_bytes, num_weights, plan_memory
+from paceline.memory import (
+    PairOutline,
+    bytes_per_token,
+    free_memory,
+    gigabytes,
+    kv_bytes,
+    num_weights,
+    plan_memory,
+)
 from paceline.runtime.torch.cache import BLOCK
 from paceline.runtime.torch.packed import can_pack
 from paceline.runtime.torch.target import TILE
@@ -44,7 +54,8 @@ def test_e2b_is_as_large_as_its_reference_says():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_plan_is_what_the_runtime_holds(dtype):
     pair = load_pair(files("Q8_0")[0], dtype=dtype)
-    plan = plan_memory(pair.target.config, pair.drafter.config, dtype=dtype, context=200)
+    outline = PairOutline(target=pair.target.config, drafter=pair.drafter.config)
+    plan = plan_memory(outline, runtime="torch", dtype=dtype, context=200)
     parameters = [*pair.target.model.parameters(), *pair.drafter.model.state_dict().values()]
     held = sum(x.numel() * x.element_size() for x in parameters)
     if can_pack(getattr(torch, dtype)):
@@ -55,7 +66,7 @@ def test_the_plan_is_what_the_runtime_holds(dtype):
 
 @pytest.mark.parametrize("context", [1, 64, 65, 128, 129, 192, 193, 256])
 def test_the_cache_is_as_large_as_planned(context):
-    target = load_pair(files("Q8_0")[0]).target
+    target = load_pair(files("Q8_0")[0], runtime="torch").target
     cache = target.new_cache(target.config.context_length, TILE)
     cache.reserve(max(1, context - BLOCK))  # the worst case: full to the last slot, then one more
     cache.reserve(context)
@@ -70,10 +81,19 @@ def test_the_cache_is_as_large_as_planned(context):
 def test_too_little_memory(monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda: 200_000)
     with pytest.raises(OutOfMemoryError, match=r"needs 1\.\d MB .* and 0\.2 MB are free") as caught:
-        load_pair(source().target.path)
+        load_pair(source().target.path, runtime="torch")
     assert isinstance(caught.value, PacelineError | MemoryError)
     monkeypatch.setattr(memory, "free_memory", lambda: None)
     assert load_pair(source().target.path).drafter is not None
+
+
+def test_what_one_token_reads():
+    """All but the per-layer table, and of the experts those that are chosen."""
+    sizes = {"embed_tokens.weight": 7, "embed_tokens_per_layer.weight": 1000, "norm.weight": 2}
+    assert bytes_per_token(E2B, sizes) == 9
+    experts = {"layers.0.experts.gate_up_proj": 80, "layers.0.experts.down_proj": 40}
+    mixture = replace(E2B, num_experts=8, num_experts_per_token=2, expert_ffn_size=32)
+    assert bytes_per_token(mixture, sizes | experts) == 9 + 120 * 2 // 8
 
 
 MEMINFO = "MemTotal: 24000000 kB\nMemFree: 1 kB\nMemAvailable:    2000 kB\nSwapFree: 500 kB\n"

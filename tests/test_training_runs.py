@@ -648,7 +648,7 @@ def pair_folder(run_folder, tmp_path_factory) -> Path:
 
 
 def test_an_exported_pair_loads_with_the_weights_of_its_run(run_folder, pair_folder):
-    pair = load_pair(pair_folder)
+    pair = load_pair(pair_folder, runtime="torch")
     assert (pair.target.config, pair.drafter.config) == (TARGET, DRAFTER)
     for name, model in (("target", pair.target.model), ("drafter", pair.drafter.model)):
         trained = read_run_state(run_folder / f"{name}.state")

@@ -30,13 +30,13 @@ from paceline.stats import GenerationStats
 
 if TYPE_CHECKING:
     from paceline.checkpoint.huggingface import GenerationDefaults
-    from paceline.loading import LoadedPair, LoadProgress
+    from paceline.loading import LoadedPair, LoadProgress, RuntimeChoice
 
 Prompt = str | Sequence[Message]
 PrefillProgress = Callable[[int, int], None]
 """Called with (prompt tokens done, prompt tokens in all) after each prefill chunk."""
 
-PREFILL_CHUNK = 64
+PREFILL_CHUNK = 128
 DEFAULT_MAX_TOKENS = 1024
 MAX_MAX_TOKENS = 1 << 30
 DEFAULT_DRAFT_TOKENS = 4
@@ -110,28 +110,33 @@ class Engine:
         target: str | Path | None = None,
         drafter: str | Path | None = "auto",
         *,
-        dtype: str = "float32",
+        runtime: RuntimeChoice = "auto",
+        dtype: str | None = None,
         threads: int | None = None,
         progress: LoadProgress | None = None,
     ) -> Engine:
         """Load a pair from disk.
 
         Args:
-            target: a Hugging Face folder; None is the pair that ships with Paceline.
-            drafter: a folder, "auto" for the one that lies with the target, None for none.
-            dtype: "float32" or "bfloat16".
+            target: a Hugging Face folder or a GGUF file; None is the pair that ships.
+            drafter: a folder or file, "auto" for the one that lies with the target, None for none.
+            runtime: "native", "torch", or "auto": the native one where it is built.
+            dtype: "float32" or "bfloat16", of the torch runtime only.
             threads: processor threads; None leaves it to the runtime.
             progress: called with (bytes read, bytes in all) while weights load.
 
         Raises:
             CheckpointError: a file is missing, damaged or of another kind.
             PairMismatchError: the drafter was made for another target.
-            ConfigError: `dtype` or `threads` is not possible.
+            ConfigError: `runtime`, `dtype` or `threads` is not possible.
             MissingDependencyError: the runtime is not installed.
         """
         from paceline.loading import load_pair
 
-        return cls(load_pair(target, drafter, dtype=dtype, threads=threads, progress=progress))
+        pair = load_pair(
+            target, drafter, runtime=runtime, dtype=dtype, threads=threads, progress=progress
+        )
+        return cls(pair)
 
     @property
     def defaults(self) -> GenerationDefaults:

@@ -1,15 +1,17 @@
 """Finds a pair of models on disk and loads it into a runtime.
 
-The only module outside `runtime.torch` that imports it, and only when a pair is loaded.
+The only module that imports `runtime.native` and `runtime.torch`, and only when a pair is loaded.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Literal, get_args
 
 from paceline.chat import opens_empty_thought
 from paceline.checkpoint.config_file import read_drafter_config, read_target_config
@@ -31,32 +33,44 @@ from paceline.checkpoint.huggingface import (
     open_target,
 )
 from paceline.checkpoint.strict_json import shown
-from paceline.config import DrafterConfig, TargetConfig, check_pair, check_range
+from paceline.config import check_pair, check_range
 from paceline.errors import (
     CheckpointError,
     ConfigError,
     MissingDependencyError,
     PairMismatchError,
 )
-from paceline.memory import ITEM_BYTES, plan_memory
+from paceline.memory import (
+    ITEM_BYTES,
+    PairOutline,
+    RuntimeName,
+    StoredTypes,
+    bytes_per_token,
+    packed_bytes,
+    plan_memory,
+)
 from paceline.runtime.protocols import Drafter, Target
 from paceline.tokenizer import Tokenizer
 
 MAX_THREADS = 1024
 
-SHIPPED_FOLDER = Path(__file__).parent / "models" / "default"
-SHIPPED_NAME = "paceline-default"
+SHIPPED_FILE = Path(__file__).parent / "models" / "default" / "paceline-default.gguf"
 DRAFTER_FOLDER = "assistant"
 DRAFTER_SUFFIX = "-assistant"
 DRAFTER_PREFIX = "mtp-"
 DRAFTER_FILES = ("*assistant*" + SUFFIX, DRAFTER_PREFIX + "*" + SUFFIX)
 MAX_DRAFTER_FILES = 16  # looked at beside a model's file
 
+RuntimeChoice = Literal["auto", "native", "torch"]
+
 OpenTarget = TargetFolder | TargetFile
 OpenDrafter = DrafterFolder | DrafterFile
 
 LoadProgress = Callable[[int, int], None]
 """Called with (bytes read, bytes in all) while weights load."""
+
+CountBytes = Callable[[int], None]
+"""Called with the number of bytes read since the last call."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+")
 _HUB_CACHE_NAME = re.compile(r"models--(.+)--(.+)")
@@ -70,7 +84,9 @@ class LoadedPair:
         name: of the target, for people.
         num_target_parameters: and `num_drafter_parameters`: counts of weights.
         weight_bytes: of both models in their files.
-        dtype: in which they run.
+        bytes_per_token: what the target reads of its weights for one token.
+        runtime: which one they run in.
+        dtype: in which they run; in the native runtime that of most of the target's weights.
         threads: processor threads that they run on.
         empty_thought: the model's template opens plain answers with an empty thought channel.
     """
@@ -83,6 +99,8 @@ class LoadedPair:
     num_target_parameters: int = 0
     num_drafter_parameters: int = 0
     weight_bytes: int = 0
+    bytes_per_token: int = 0
+    runtime: RuntimeName = "torch"
     dtype: str = "float32"
     threads: int = 1
     empty_thought: bool = False
@@ -92,7 +110,8 @@ def load_pair(
     target: str | Path | None = None,
     drafter: str | Path | None = "auto",
     *,
-    dtype: str = "float32",
+    runtime: RuntimeChoice = "auto",
+    dtype: str | None = None,
     threads: int | None = None,
     progress: LoadProgress | None = None,
 ) -> LoadedPair:
@@ -102,59 +121,133 @@ def load_pair(
         target: a Hugging Face folder or a GGUF file; None is the pair that ships with Paceline.
         drafter: a folder or file; "auto" takes the one that lies with the target (see
             `open_drafter_of`), if any; None takes none.
-        dtype: "float32" or "bfloat16".
-        threads: processor threads for the whole process; None leaves them as they are.
-        progress: called between slices of weights.
+        runtime: see `choose_runtime`.
+        dtype: "float32" or "bfloat16", of the torch runtime only; None is float32. The native one
+            runs weights in the types of their file.
+        threads: processor threads. None is one for each physical core in the native runtime, and
+            leaves the torch one's as they are.
+        progress: called between tensors or slices of them.
 
     Raises:
         CheckpointError: a file is missing, damaged or of another kind.
         PairMismatchError: the drafter was made for another target.
-        ConfigError: `dtype` or `threads` is not possible.
+        ConfigError: `runtime`, `dtype` or `threads` is not possible.
         OutOfMemoryError: the weights alone are more than the free memory.
         MissingDependencyError: the runtime is not installed.
     """
-    if dtype not in ITEM_BYTES:
+    if dtype is not None and dtype not in ITEM_BYTES:
         raise ConfigError(f"dtype {dtype!r} is not possible: expected {' or '.join(ITEM_BYTES)}.")
     if threads is not None:
         check_range("threads", threads, 1, MAX_THREADS)
+    chosen = choose_runtime(runtime, dtype)
     opened = open_model(find_target(target))
     opened_drafter = open_drafter_of(opened, drafter)
-    _check_memory(opened, opened_drafter, dtype)
+    # The KV cache grows, so that a load needs its first tokens only.
+    plan_memory(outline(opened, opened_drafter), runtime=chosen, dtype=dtype, context=1).check()
     tokenizer = load_tokenizer(opened)
+    weight_bytes = opened.weights.num_bytes
+    weight_bytes += opened_drafter.weights.num_bytes if opened_drafter else 0
+    count = ByteCounter(weight_bytes, progress).count
+    if chosen == "native":
+        models = _load_native(opened, opened_drafter, threads, count)
+    else:
+        models = _load_torch(opened, opened_drafter, dtype or "float32", threads, count)
+    return LoadedPair(
+        target=models.target,
+        drafter=models.drafter,
+        tokenizer=tokenizer,
+        defaults=opened.defaults,
+        name=display_name(opened.path),
+        num_target_parameters=opened.weights.num_parameters,
+        num_drafter_parameters=opened_drafter.weights.num_parameters if opened_drafter else 0,
+        weight_bytes=weight_bytes,
+        bytes_per_token=bytes_per_token(opened.config, models.sizes),
+        runtime=chosen,
+        dtype=models.dtype,
+        threads=models.threads,
+        empty_thought=opens_empty_thought(opened.chat_template),
+    )
+
+
+def choose_runtime(runtime: str = "auto", dtype: str | None = None) -> RuntimeName:
+    """Which runtime will run: what was asked for, or of "auto" the native one where it is built,
+    else the torch one. A `dtype` asks for the torch one.
+
+    Raises:
+        ConfigError: there is no such runtime, or it has no `dtype`.
+        MissingDependencyError: it is not installed, or none is.
+    """
+    if runtime not in get_args(RuntimeChoice):
+        raise ConfigError(f"runtime {runtime!r} is not possible: expected auto, native or torch.")
+    if runtime == "native" and dtype is not None:
+        raise ConfigError(
+            f"dtype {dtype!r} belongs to the torch runtime: the native one runs weights in the "
+            "types of their file. Leave out dtype, or ask for the torch runtime."
+        )
+    if runtime == "torch" or dtype is not None:
+        return "torch"
+    if _native_is_built():
+        return "native"
+    if runtime == "auto" and importlib.util.find_spec("torch") is not None:
+        return "torch"
+    raise MissingDependencyError(
+        "the native runtime is not built into this installation of Paceline. Install it again "
+        "where there is a C++20 compiler, or run: pip install 'paceline[torch]'"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Models:
+    """What a runtime made of a pair's files; `sizes` are the target's bytes by tensor."""
+
+    target: Target
+    drafter: Drafter | None
+    sizes: Mapping[str, int]
+    dtype: str
+    threads: int
+
+
+def _load_native(
+    target: OpenTarget, drafter: OpenDrafter | None, threads: int | None, count: CountBytes
+) -> _Models:
+    from paceline.runtime.native import load
+
+    pool = load.new_pool(threads)
+    loaded = load.load_target(target.config, target.weights, pool, count)
+    loaded_drafter = None
+    if drafter is not None:
+        loaded_drafter = load.load_drafter(drafter.config, drafter.weights, pool, count, loaded)
+    tensors = target.weights.tensors
+    return _Models(
+        target=loaded,
+        drafter=loaded_drafter,
+        sizes={x.spec.name: packed_bytes(x.spec, x.dtype) for x in tensors},
+        dtype=target.weights.main_dtype,
+        threads=pool.threads,
+    )
+
+
+def _load_torch(
+    target: OpenTarget,
+    drafter: OpenDrafter | None,
+    dtype: str,
+    threads: int | None,
+    count: CountBytes,
+) -> _Models:
     runtime = _torch_runtime()
     if threads is not None:
         runtime.set_threads(threads)
-    return _load(runtime, opened, opened_drafter, tokenizer, dtype, progress)
-
-
-def _load(
-    runtime: ModuleType,
-    target: OpenTarget,
-    drafter: OpenDrafter | None,
-    tokenizer: Tokenizer,
-    dtype: str,
-    progress: LoadProgress | None,
-) -> LoadedPair:
-    weight_bytes = target.weights.num_bytes + (drafter.weights.num_bytes if drafter else 0)
-    count = ByteCounter(weight_bytes, progress).count
-    loaded_target = runtime.load_target(target.config, target.weights, dtype, count)
+    loaded = runtime.load_target(target.config, target.weights, dtype, count)
     loaded_drafter = None
     if drafter is not None:
-        loaded_drafter = runtime.load_drafter(
-            drafter.config, drafter.weights, dtype, count, loaded_target
-        )
-    return LoadedPair(
-        target=loaded_target,
+        loaded_drafter = runtime.load_drafter(drafter.config, drafter.weights, dtype, count, loaded)
+    tensors = target.weights.tensors
+    return _Models(
+        target=loaded,
         drafter=loaded_drafter,
-        tokenizer=tokenizer,
-        defaults=target.defaults,
-        name=display_name(target.path),
-        num_target_parameters=target.weights.num_parameters,
-        num_drafter_parameters=drafter.weights.num_parameters if drafter else 0,
-        weight_bytes=weight_bytes,
+        sizes={x.spec.name: x.num_elements * ITEM_BYTES[dtype] for x in tensors},
         dtype=dtype,
         threads=runtime.num_threads(),
-        empty_thought=opens_empty_thought(target.chat_template),
     )
 
 
@@ -179,12 +272,12 @@ def find_target(target: str | Path | None) -> Path:
         CheckpointError: there is none; a Hub name gets the line that downloads it.
     """
     if target is None:
-        if not SHIPPED_FOLDER.is_dir():
+        if not SHIPPED_FILE.is_file():
             raise CheckpointError(
-                f"the pair that ships with Paceline is not in {SHIPPED_FOLDER}: this "
-                "installation is incomplete. Install Paceline again, or pass the folder of a model."
+                f"the pair that ships with Paceline is not at {SHIPPED_FILE}: this "
+                "installation is incomplete. Install Paceline again, or pass a model."
             )
-        return SHIPPED_FOLDER
+        return SHIPPED_FILE
     return _existing_model(target, "model")
 
 
@@ -243,10 +336,18 @@ def _drafter_beside(target: OpenTarget) -> DrafterFile | None:
     return None
 
 
-def read_configs(
-    target: Path, drafter: str | Path | None
-) -> tuple[TargetConfig, DrafterConfig | None]:
-    """The geometry of a pair; of a folder nothing but config.json is read.
+def outline(target: OpenTarget, drafter: OpenDrafter | None) -> PairOutline:
+    """What a memory plan needs of an opened pair."""
+    return PairOutline(
+        target=target.config,
+        drafter=None if drafter is None else drafter.config,
+        target_types=target.weights.dtypes,
+        drafter_types={} if drafter is None else drafter.weights.dtypes,
+    )
+
+
+def read_outline(target: Path, drafter: str | Path | None) -> PairOutline:
+    """The same of a pair on disk; of a folder nothing but config.json is read.
 
     Raises:
         CheckpointError: a file is missing, damaged or of another kind.
@@ -254,23 +355,19 @@ def read_configs(
     """
     if target.is_file():
         opened = open_target_file(target)
-        opened_drafter = open_drafter_of(opened, drafter)
-        return opened.config, None if opened_drafter is None else opened_drafter.config
+        return outline(opened, open_drafter_of(opened, drafter))
     config = read_target_config(config_file(target))
     path = find_drafter(target, drafter)
     if path is None:
-        return config, None
-    drafter_config = (
-        open_drafter_file(path).config if path.is_file() else read_drafter_config(config_file(path))
-    )
+        return PairOutline(target=config)
+    types: StoredTypes = {}
+    if path.is_file():
+        file = open_drafter_file(path)
+        drafter_config, types = file.config, file.weights.dtypes
+    else:
+        drafter_config = read_drafter_config(config_file(path))
     check_pair(config, drafter_config)
-    return config, drafter_config
-
-
-def _check_memory(target: OpenTarget, drafter: OpenDrafter | None, dtype: str) -> None:
-    """The KV cache grows later, so that only its first tokens count here."""
-    drafter_config = None if drafter is None else drafter.config
-    plan_memory(target.config, drafter_config, dtype=dtype, context=1).check()
+    return PairOutline(target=config, drafter=drafter_config, drafter_types=types)
 
 
 def open_model(path: Path) -> OpenTarget:
@@ -324,8 +421,6 @@ def display_name(path: Path) -> str:
     if path.is_file():
         return path.stem
     resolved = path.resolve()
-    if resolved == SHIPPED_FOLDER.resolve():
-        return SHIPPED_NAME
     for part in resolved.parts[-3:]:
         cached = _HUB_CACHE_NAME.fullmatch(part)
         if cached:
@@ -353,6 +448,17 @@ def load_tokenizer(target: OpenTarget) -> Tokenizer:
             f"{target.config.vocab_size}: it belongs to another model."
         )
     return tokenizer
+
+
+def _native_is_built() -> bool:
+    """Whether the extension module is there; one that cannot be loaded is an error of its own."""
+    try:
+        from paceline.runtime.native import load  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "paceline._native":
+            raise
+        return False
+    return True
 
 
 def _torch_runtime() -> ModuleType:

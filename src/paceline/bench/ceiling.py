@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from paceline.config import TargetConfig
-from paceline.memory import ITEM_BYTES
-
 if TYPE_CHECKING:
     from paceline.loading import LoadedPair
 
@@ -36,22 +33,7 @@ class Ceiling:
 
 def measure_ceiling(pair: LoadedPair) -> Ceiling:
     """The ceiling of this pair's target on this machine, now."""
-    weights = weights_per_token(pair.target.config, pair.num_target_parameters)
-    return Ceiling(
-        bytes_per_token=weights * ITEM_BYTES[pair.dtype], read_bytes_per_s=read_speed(pair.threads)
-    )
-
-
-def weights_per_token(config: TargetConfig, num_parameters: int) -> int:
-    """Weights that one token needs: all but per-layer embeddings and experts it does not use.
-
-    The per-layer table is looked up, a row for each token; the token table is read whole as the
-    output head.
-    """
-    looked_up = config.per_layer_vocab_size * config.num_layers * config.per_layer_size
-    expert_weights = 3 * config.hidden_size * config.expert_ffn_size
-    idle_experts = config.num_experts - config.num_experts_per_token
-    return num_parameters - looked_up - config.num_layers * idle_experts * expert_weights
+    return Ceiling(bytes_per_token=pair.bytes_per_token, read_bytes_per_s=read_speed(pair.threads))
 
 
 def read_speed(threads: int, num_bytes: int = READ_BYTES) -> float:

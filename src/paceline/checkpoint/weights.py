@@ -7,6 +7,7 @@ token ordering that is not a permutation. Knows no tensor library.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -125,6 +126,20 @@ class Weights:
     @property
     def num_bytes(self) -> int:
         return sum(x.num_bytes for x in self.tensors)
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """The type of each tensor, by its name in Paceline's modules."""
+        return {x.spec.name: x.dtype for x in self.tensors}
+
+    @property
+    def main_dtype(self) -> str:
+        """The type of most weights of the layers' matrices."""
+        counts: Counter[str] = Counter()
+        for tensor in self.tensors:
+            if len(tensor.spec.shape) > 1 and tensor.spec.name.startswith("layers."):
+                counts[tensor.dtype] += tensor.num_elements
+        return counts.most_common(1)[0][0]
 
 
 def open_weights(table: NameTable, files: TensorFiles, where: str) -> Weights:

@@ -53,7 +53,8 @@ def bench(
         Path | None, typer.Option(metavar="FILE", help="Draw speed-up and acceptance: .svg, .png.")
     ] = None,
     threads: options.Threads = None,
-    dtype: options.DtypeOption = options.Dtype.FLOAT32,
+    runtime: options.RuntimeOption = options.Runtime.AUTO,
+    dtype: options.DtypeOption = None,
     no_progress: options.NoProgress = False,
 ) -> None:
     """Measure drafting: runs in turn, outputs compared, medians and spread.
@@ -65,7 +66,12 @@ def bench(
     _check_outputs(json_file, figure)
     chosen = _chosen_prompts(prompts, kind or [], limit)
     engine = common.load_engine(
-        model, drafter, dtype=dtype, threads=threads, progress=not no_progress
+        model,
+        drafter,
+        runtime=runtime,
+        dtype=dtype,
+        threads=threads,
+        progress=not no_progress,
     )
     plan = _plan(engine, drafts, repeats, max_tokens, temperature, seed)
     ceiling = _ceiling(engine)
@@ -150,6 +156,7 @@ def _conditions(engine: Engine) -> dict[str, object]:
 
     model = {
         "name": engine.pair.name,
+        "runtime": engine.pair.runtime,
         "dtype": engine.pair.dtype,
         "target_parameters": engine.pair.num_target_parameters,
         "drafter_parameters": engine.pair.num_drafter_parameters,

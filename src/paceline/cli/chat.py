@@ -33,7 +33,8 @@ def chat(
         bool, typer.Option("--no-history", help="Do not keep typed lines for the next time.")
     ] = False,
     threads: options.Threads = None,
-    dtype: options.DtypeOption = options.Dtype.FLOAT32,
+    runtime: options.RuntimeOption = options.Runtime.AUTO,
+    dtype: options.DtypeOption = None,
     no_progress: options.NoProgress = False,
 ) -> None:
     """Talk with the model. Ctrl-C stops an answer, Ctrl-D leaves, /help lists commands.
@@ -44,7 +45,12 @@ def chat(
     interactive = terminal.is_terminal(sys.stdin)
     source: LineInput = TerminalInput(keep_history=not no_history) if interactive else PipedInput()
     engine = common.load_engine(
-        model, drafter, dtype=dtype, threads=threads, progress=not no_progress
+        model,
+        drafter,
+        runtime=runtime,
+        dtype=dtype,
+        threads=threads,
+        progress=not no_progress,
     )
     settings = common.AnswerSettings(
         sampling=common.sampling_params(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from paceline.cli.options import Dtype, StatsFormat
+from paceline.cli.options import Dtype, Runtime, StatsFormat
 from paceline.cli.progress import LateBar
 from paceline.errors import CheckpointError, ConfigError
 
@@ -33,7 +33,8 @@ def load_engine(
     model: str | None,
     drafter: str,
     *,
-    dtype: Dtype = Dtype.FLOAT32,
+    runtime: Runtime = Runtime.AUTO,
+    dtype: Dtype | None = None,
     threads: int | None = None,
     progress: bool = True,
 ) -> Engine:
@@ -41,16 +42,21 @@ def load_engine(
 
     Raises:
         CheckpointError: a file is missing, damaged or of another kind.
+        ConfigError: this runtime has no `dtype`.
         MissingDependencyError: the runtime is not installed.
     """
     with LateBar("loading", enabled=progress) as bar:
         from paceline.engine import Engine
+        from paceline.loading import choose_runtime
 
+        name = None if dtype is None else dtype.value
+        choose_runtime(runtime.value, name)
         try:
             return Engine.load(
                 model,
                 None if drafter == "none" else drafter,
-                dtype=dtype.value,
+                runtime=runtime.value,
+                dtype=name,
                 threads=threads,
                 progress=bar,
             )

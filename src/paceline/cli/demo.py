@@ -30,7 +30,8 @@ def demo(
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="The same for all runs.")] = 0,
     threads: options.Threads = None,
-    dtype: options.DtypeOption = options.Dtype.FLOAT32,
+    runtime: options.RuntimeOption = options.Runtime.AUTO,
+    dtype: options.DtypeOption = None,
     no_progress: options.NoProgress = False,
 ) -> None:
     """See what drafting does: the same answer, and how much sooner.
@@ -41,7 +42,12 @@ def demo(
     if not length:
         raise ConfigError("--draft must be 1 or more here: the demo compares it with off.")
     engine = common.load_engine(
-        model, drafter, dtype=dtype, threads=threads, progress=not no_progress
+        model,
+        drafter,
+        runtime=runtime,
+        dtype=dtype,
+        threads=threads,
+        progress=not no_progress,
     )
     settings = common.AnswerSettings(
         sampling=common.sampling_params(engine, temperature=temperature, seed=seed),

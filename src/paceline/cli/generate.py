@@ -36,7 +36,8 @@ def generate(
     show_draft: options.ShowDraft = False,
     stats: options.Stats = None,
     threads: options.Threads = None,
-    dtype: options.DtypeOption = options.Dtype.FLOAT32,
+    runtime: options.RuntimeOption = options.Runtime.AUTO,
+    dtype: options.DtypeOption = None,
     no_progress: options.NoProgress = False,
 ) -> None:
     """Answer one prompt. Standard output carries the model's text and nothing else."""
@@ -44,7 +45,12 @@ def generate(
     _check_raw(raw, system, think)
     text = read_prompt(prompt, keep_line_end=raw)
     engine = common.load_engine(
-        model, drafter, dtype=dtype, threads=threads, progress=not no_progress
+        model,
+        drafter,
+        runtime=runtime,
+        dtype=dtype,
+        threads=threads,
+        progress=not no_progress,
     )
     settings = common.AnswerSettings(
         sampling=common.sampling_params(

@@ -19,6 +19,12 @@ class StatsFormat(StrEnum):
     JSON = "json"
 
 
+class Runtime(StrEnum):
+    AUTO = "auto"
+    NATIVE = "native"
+    TORCH = "torch"
+
+
 class Dtype(StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -78,7 +84,16 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, max=1024, help="Processor threads. Default: the runtime's choice."),
 ]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Arithmetic of the weights.")]
+RuntimeOption = Annotated[
+    Runtime,
+    typer.Option("--runtime", help="What runs the model; auto is native where it is built."),
+]
+DtypeOption = Annotated[
+    Dtype | None,
+    typer.Option(
+        "--dtype", help="Arithmetic of the torch runtime. The native one takes the file's types."
+    ),
+]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Draw no progress bars.")]
 
 

@@ -25,28 +25,33 @@ def plan(
         int | None,
         typer.Option(min=1, help="Tokens that the KV cache is to hold. Default: 4096 or less."),
     ] = None,
-    dtype: options.DtypeOption = options.Dtype.FLOAT32,
+    runtime: options.RuntimeOption = options.Runtime.AUTO,
+    dtype: options.DtypeOption = None,
 ) -> None:
     """Tell what a model needs in memory before it is loaded.
 
     The exit status is 1 if it cannot fit.
     """
     from paceline.config import check_range
-    from paceline.loading import display_name, find_target, read_configs
-    from paceline.memory import MemoryPlan, gigabytes, num_weights, plan_memory
+    from paceline.loading import choose_runtime, display_name, find_target, read_outline
+    from paceline.memory import gigabytes, num_weights, plan_memory
 
+    name = None if dtype is None else dtype.value
+    chosen = choose_runtime(runtime.value, name)
     path = find_target(model)
-    target, drafter_config = read_configs(path, None if drafter == "none" else drafter)
+    pair = read_outline(path, None if drafter == "none" else drafter)
     if context is None:
-        context = min(DEFAULT_CONTEXT, target.context_length)
-    check_range("--context", context, 1, target.context_length)
-    needs: MemoryPlan = plan_memory(target, drafter_config, dtype=dtype.value, context=context)
+        context = min(DEFAULT_CONTEXT, pair.target.context_length)
+    check_range("--context", context, 1, pair.target.context_length)
+    needs = plan_memory(pair, runtime=chosen, dtype=name, context=context)
+    held = "the types of the file" if chosen == "native" else name or "float32"
     lines = [
-        ("model", f"{display_name(path)}, {target.num_layers} layers", dtype.value),
-        ("target", f"{num_weights(target):,} weights", gigabytes(needs.target_bytes)),
+        ("model", f"{display_name(path)}, {pair.target.num_layers} layers", ""),
+        ("runtime", f"{chosen}, weights in {held}", ""),
+        ("target", f"{num_weights(pair.target):,} weights", gigabytes(needs.target_bytes)),
         (
             "drafter",
-            f"{num_weights(drafter_config):,} weights" if drafter_config else "none",
+            f"{num_weights(pair.drafter):,} weights" if pair.drafter else "none",
             gigabytes(needs.drafter_bytes),
         ),
         ("KV cache", f"{context:,} tokens", gigabytes(needs.kv_bytes)),

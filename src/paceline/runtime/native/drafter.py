@@ -1,0 +1,67 @@
+"""The native drafter: all steps of a draft are one call into C++ (reference section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+import paceline._native as _native
+from paceline.config import DrafterConfig
+from paceline.runtime.native.cache import native
+from paceline.runtime.native.target import hidden_row
+from paceline.runtime.protocols import Draft, DraftPosition, DraftRequest
+
+MAX_DRAFT_TOKENS = 15
+
+
+class NativeDrafter:
+    """Protocol `runtime.protocols.Drafter`.
+
+    Args:
+        inner: with all weights loaded.
+    """
+
+    max_draft_tokens = MAX_DRAFT_TOKENS
+
+    def __init__(
+        self,
+        config: DrafterConfig,
+        inner: _native.Drafter,
+        position: DraftPosition = "last_written",
+    ) -> None:
+        self._config = config
+        self.inner = inner
+        self.position = position
+
+    @property
+    def config(self) -> DrafterConfig:
+        return self._config
+
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
+        return [self._draft_one(request) for request in requests]
+
+    def _draft_one(self, request: DraftRequest) -> Draft:
+        length, rule, stop = request.cache.length, request.draw, request.stop
+        tokens, confidences = self.inner.draft(
+            native(request.cache),
+            request.last_token,
+            hidden_row(request.hidden),
+            request.max_draft_tokens,
+            length - 1 if self.position == "last_written" else length,
+            rule.temperature,
+            rule.seed,
+            rule.bias_ids,
+            rule.biases,
+            np.array(stop.min_confidences, np.float64),
+            _as_array(stop.end_token_ids),
+        )
+        return Draft(tokens=tuple(tokens), confidences=tuple(confidences))
+
+
+@lru_cache(maxsize=64)
+def _as_array(token_ids: frozenset[int]) -> NDArray[np.int64]:
+    """The same few tokens end every turn of a model."""
+    return np.array(sorted(token_ids), np.int64)
