@@ -18,8 +18,13 @@
 #include "simd_portable.h"
 #endif
 
-// Before a loop with a small constant number of turns whose variables must stay in registers.
+// Before a loop with a small constant number of turns whose variables must stay in registers. Under
+// the sanitizers unrolling would only make compiling take an hour.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define PACELINE_UNROLL
+#else
 #define PACELINE_UNROLL _Pragma("GCC unroll 32")
+#endif
 
 namespace paceline::PACELINE_ISA_NAME {
 
