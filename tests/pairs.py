@@ -98,6 +98,7 @@ class PlainSequence:
 
     end_token_ids: frozenset[int] = frozenset()
     text_kind = "prose"
+    sources = None
 
     def __init__(self, target, prompt, count, draft, max_draft_tokens, params):
         self.sampler = Sampler(params, vocab_size=target.config.vocab_size, seed=params.seed or 0)

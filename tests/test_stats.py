@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.stats import GenerationStats
+from paceline.stats import GenerationStats, SourceStats
 
 ROUNDS = [(4, 4), (4, 0), (0, 0), (2, 1), (4, 2)]
 
@@ -83,6 +83,24 @@ def test_a_merge_sums_all_amounts_and_averages_the_wait():
     assert total.decode_tps == (27 - 3) / 3.0  # one first token per generation
 
 
+def test_sources_are_counted_apart():
+    total = recorded([(4, 2), (0, 0)])
+    other = recorded([(1, 1)])
+    other.record_round(9, 8, "suffix")
+    other.record_round(3, 0, "suffix")
+    total.add(other)
+    assert total.sources == {
+        "drafter": SourceStats(rounds=2, drafted_tokens=5, accepted_tokens=3),
+        "suffix": SourceStats(rounds=2, drafted_tokens=12, accepted_tokens=8),
+    }
+    assert other.sources["drafter"].rounds == 1
+    assert total.to_json()["sources"]["suffix"] == {
+        "rounds": 2,
+        "drafted_tokens": 12,
+        "accepted_tokens": 8,
+    }
+
+
 def test_a_merge_leaves_the_other_untouched():
     one, other = recorded([(2, 1)]), recorded([(4, 3)])
     one.add(other)
@@ -107,6 +125,7 @@ def test_json_names_are_stable():
         "acceptance_histogram",
         "drafted_per_position",
         "accepted_per_position",
+        "sources",
         "ttft_s",
         "prefill_s",
         "decode_s",

@@ -6,8 +6,22 @@ totals. Knows no clock: who measures, adds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
+
+
+@dataclass(kw_only=True)
+class SourceStats:
+    """What one source of drafts brought."""
+
+    rounds: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+    def add(self, other: SourceStats) -> None:
+        self.rounds += other.rounds
+        self.drafted_tokens += other.drafted_tokens
+        self.accepted_tokens += other.accepted_tokens
 
 
 @dataclass(kw_only=True)
@@ -20,6 +34,7 @@ class GenerationStats:
         cached_tokens: prompt tokens that a prefix cache saved from prefill.
         draft_histogram: entry n is the number of rounds that drafted n tokens.
         acceptance_histogram: entry n is the number of drafting rounds that accepted n tokens.
+        sources: the same in totals, by who drafted.
         ttft_s: time to first token; of several generations the mean.
         prefill_s: seconds of prompt passes.
         decode_s: seconds from the first token to the last.
@@ -33,18 +48,25 @@ class GenerationStats:
     generated_tokens: int = 0
     draft_histogram: list[int] = field(default_factory=list)
     acceptance_histogram: list[int] = field(default_factory=list)
+    sources: dict[str, SourceStats] = field(default_factory=dict)
     ttft_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     draft_s: float = 0.0
     verify_s: float = 0.0
 
-    def record_round(self, num_drafted: int, num_accepted: int) -> None:
+    def record_round(self, num_drafted: int, num_accepted: int, source: str = "drafter") -> None:
         """Count one round. `num_accepted` leaves the bonus token out."""
         assert 0 <= num_accepted <= num_drafted, (num_drafted, num_accepted)
         _count(self.draft_histogram, num_drafted)
         if num_drafted:
             _count(self.acceptance_histogram, num_accepted)
+            self._source(source).add(
+                SourceStats(rounds=1, drafted_tokens=num_drafted, accepted_tokens=num_accepted)
+            )
+
+    def _source(self, name: str) -> SourceStats:
+        return self.sources.setdefault(name, SourceStats())
 
     def add(self, other: GenerationStats) -> None:
         """Merge the statistics of other generations into this one."""
@@ -58,6 +80,8 @@ class GenerationStats:
         self.generated_tokens += other.generated_tokens
         self.draft_histogram = _summed(self.draft_histogram, other.draft_histogram)
         self.acceptance_histogram = _summed(self.acceptance_histogram, other.acceptance_histogram)
+        for name, source in other.sources.items():
+            self._source(name).add(source)
         self.prefill_s += other.prefill_s
         self.decode_s += other.decode_s
         self.draft_s += other.draft_s
@@ -128,6 +152,7 @@ class GenerationStats:
             "acceptance_histogram": list(self.acceptance_histogram),
             "drafted_per_position": self.drafted_per_position,
             "accepted_per_position": self.accepted_per_position,
+            "sources": {name: asdict(source) for name, source in self.sources.items()},
             "ttft_s": self.ttft_s,
             "prefill_s": self.prefill_s,
             "decode_s": self.decode_s,

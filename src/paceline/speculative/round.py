@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Protocol
 
@@ -35,6 +35,15 @@ from paceline.speculative.controller import (
     RoundOutcome,
     plan_round,
 )
+from paceline.speculative.sources import (
+    DRAFTER,
+    NOBODY,
+    RoundCosts,
+    TextDraft,
+    TextSources,
+    text_drafts,
+)
+from paceline.speculative.suffix import MAX_PROPOSAL
 
 
 class RoundSequence(Protocol):
@@ -43,6 +52,7 @@ class RoundSequence(Protocol):
 
     sampler: Sampler
     policy: DraftLengthPolicy
+    sources: TextSources | None
     last_token: int
     hidden: Hidden
 
@@ -81,25 +91,35 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundDraft:
-    """One sequence's draft, and the steps of the drafter that it took."""
+    """One sequence's draft, who made it, and the steps of the drafter that it took."""
 
+    source: str = NOBODY
     tokens: tuple[int, ...] = ()
     confidences: tuple[float, ...] = ()
     num_steps: int = 0
 
 
 def run_round(
-    target: Target, drafter: Drafter | None, sequences: Sequence[RoundSequence]
+    target: Target,
+    drafter: Drafter | None,
+    sequences: Sequence[RoundSequence],
+    costs: RoundCosts | None = None,
 ) -> list[RoundOutcome]:
     """Advance every sequence by at least one token, with one pass of the target for all.
+
+    Args:
+        costs: what texts are weighed with; without them only the drafter drafts.
 
     If it raises, every cache still holds what it held before; `truncate` to that length.
     """
     started = time.perf_counter()
     contexts = [_context(drafter, sequence) for sequence in sequences]
     plans = plan_round([sequence.policy for sequence in sequences], contexts)
+    texts: Sequence[TextDraft | None] = [None] * len(sequences)
+    if costs is not None:
+        texts = text_drafts([s.sources for s in sequences], contexts, plans, costs)
     planned = time.perf_counter()
-    drafts = _drafts(drafter, sequences, contexts, plans)
+    drafts = _drafts(drafter, sequences, contexts, plans, texts)
     drafted = time.perf_counter()
     outputs = target.forward(
         [_rows(sequence, draft) for sequence, draft in zip(sequences, drafts, strict=True)]
@@ -120,17 +140,33 @@ def run_round(
         verify_s=verified - drafted,
         overhead_s=time.perf_counter() - verified + planned - started,
     )
-    return [_tell(*each, cost) for each in zip(sequences, drafts, verdicts, strict=True)]
+    told = zip(sequences, plans, texts, drafts, verdicts, strict=True)
+    return [_tell(*each, cost) for each in told]
 
 
 def _tell(
-    sequence: RoundSequence, draft: RoundDraft, verdict: Verdict, cost: RoundCost
+    sequence: RoundSequence,
+    plan: DraftPlan,
+    text: TextDraft | None,
+    draft: RoundDraft,
+    verdict: Verdict,
+    cost: RoundCost,
 ) -> RoundOutcome:
+    if text is not None:
+        plan = replace(
+            plan,
+            max_draft_tokens=len(text.token_ids),
+            min_confidences=(),
+            expected_tokens=text.expected_tokens,
+            expected_s=text.seconds,
+        )
     outcome = RoundOutcome(
         num_draft_tokens=len(draft.tokens),
         num_verified_tokens=verdict.num_verified_tokens,
         num_accepted_tokens=verdict.num_accepted_tokens,
         confidences=draft.confidences,
+        source=draft.source,
+        plan=plan,
         cost=cost,
     )
     sequence.policy.observe(outcome)
@@ -209,7 +245,10 @@ def _context(drafter: Drafter | None, sequence: RoundSequence) -> DraftContext:
     room = min(sequence.num_tokens_left, sequence.cache.max_length - length) - 1
     limit = drafter.max_draft_tokens if drafter else 0
     return DraftContext(
-        room=max(0, min(room, limit)), context_length=length, kind=sequence.text_kind
+        room=max(0, min(room, limit)),
+        context_length=length,
+        kind=sequence.text_kind,
+        text_room=max(0, min(room, MAX_PROPOSAL)),
     )
 
 
@@ -218,17 +257,20 @@ def _drafts(
     sequences: Sequence[RoundSequence],
     contexts: Sequence[DraftContext],
     plans: Sequence[DraftPlan],
+    texts: Sequence[TextDraft | None],
 ) -> list[RoundDraft]:
     """A draft per sequence, empty where none is asked for or only one token is left."""
+    drafts = [RoundDraft(source=t.source, tokens=t.token_ids) if t else RoundDraft() for t in texts]
     if drafter is None:
-        return [RoundDraft()] * len(sequences)
-    requests = [_request(*each) for each in zip(sequences, contexts, plans, strict=True)]
+        return drafts
+    shares = zip(sequences, contexts, plans, strict=True)
+    requests = [None if text else _request(*each) for text, each in zip(texts, shares, strict=True)]
     asked = [request for request in requests if request]
     answers = iter(drafter.draft(asked) if asked else [])
     vocab_size = drafter.config.vocab_size
     return [
-        _usable(request, next(answers), vocab_size) if request else RoundDraft()
-        for request in requests
+        _usable(request, next(answers), vocab_size) if request else draft
+        for request, draft in zip(requests, drafts, strict=True)
     ]
 
 
@@ -254,6 +296,7 @@ def _usable(request: DraftRequest, draft: Draft, vocab_size: int) -> RoundDraft:
     ended = len(tokens) >= limit or (bool(tokens) and tokens[-1] in request.stop.end_token_ids)
     usable = tuple(takewhile(lambda token_id: 0 <= token_id < vocab_size, tokens[:limit]))
     return RoundDraft(
+        source=DRAFTER if usable else NOBODY,
         tokens=usable,
         confidences=draft.confidences[: len(usable)],
         num_steps=min(len(tokens), limit) + (not ended),  # one more was made and held back

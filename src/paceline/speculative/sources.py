@@ -10,9 +10,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+from paceline.speculative.controller import DraftContext, DraftPlan
 from paceline.speculative.suffix import MAX_PROPOSAL, Follower, IndexedText
 
+NOBODY = "none"
 DRAFTER = "drafter"
 SUFFIX = "suffix"
 PREDICTION = "prediction"
@@ -172,6 +175,28 @@ class TextSource:
         )
 
 
+class RoundCurve(Protocol):
+    """Seconds of the parts of a round; `passes` by draft tokens in all, see `costs.Curve`."""
+
+    @property
+    def passes(self) -> Sequence[float]: ...
+
+    @property
+    def draft_fixed(self) -> float: ...
+
+    @property
+    def draft_step(self) -> float: ...
+
+    @property
+    def overhead(self) -> float: ...
+
+
+class RoundCosts(Protocol):
+    def curve(
+        self, context_length: int, num_sequences: int, max_draft_tokens: int
+    ) -> RoundCurve: ...
+
+
 class TextSources:
     """All the texts that one sequence drafts from, its own among them.
 
@@ -206,6 +231,10 @@ class TextSources:
             self._sources.append(TextSource(PREDICTION, follower, shared))
         self._kind = ""
 
+    @property
+    def has_proposal(self) -> bool:
+        return any(source.follower.places for source in self._sources)
+
     def push(self, token_id: int) -> None:
         """The text goes on."""
         self._own.append(token_id)
@@ -226,3 +255,68 @@ class TextSources:
             if found is not None:
                 best, rate = found, (other_tokens + found.expected_tokens) / found.seconds
         return best
+
+
+class _Outlook:
+    """What a round is expected to emit and how long it takes, while texts replace plans."""
+
+    def __init__(
+        self, contexts: Sequence[DraftContext], plans: Sequence[DraftPlan], curve: RoundCurve
+    ) -> None:
+        self._curve = curve
+        self._rows = [min(p.max_draft_tokens, c.room) for p, c in zip(plans, contexts, strict=True)]
+        self._steps = list(self._rows)
+        self._tokens = [plan.expected_tokens for plan in plans]
+        self._seconds = plans[0].expected_s
+        if self._seconds is None:
+            self._seconds = curve.passes[sum(self._rows)] + self._drafts_s(self._steps)
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        assert self._seconds is not None
+        return sum(self._tokens) / self._seconds
+
+    def others(self, index: int) -> tuple[Seconds, float]:
+        """Seconds by rows of this sequence's draft, which costs nothing; tokens of the others."""
+        rows = sum(self._rows) - self._rows[index]
+        drafts_s = self._drafts_s([*self._steps[:index], *self._steps[index + 1 :]])
+        passes = self._curve.passes
+        other_tokens = sum(self._tokens) - self._tokens[index]
+        return lambda more: passes[rows + more] + drafts_s, other_tokens
+
+    def _drafts_s(self, steps: Sequence[int]) -> float:
+        curve, drafting = self._curve, sum(n > 0 for n in steps)
+        return curve.overhead + curve.draft_fixed * drafting + curve.draft_step * sum(steps)
+
+    def take(self, index: int, draft: TextDraft) -> None:
+        self._rows[index], self._steps[index] = len(draft.token_ids), 0
+        self._tokens[index], self._seconds = draft.expected_tokens, draft.seconds
+
+
+def text_drafts(
+    sources: Sequence[TextSources | None],
+    contexts: Sequence[DraftContext],
+    plans: Sequence[DraftPlan],
+    costs: RoundCosts,
+) -> list[TextDraft | None]:
+    """For each sequence of a round the proposal that pays better than its plan, if one does.
+
+    A plan that does not say what it expects is taken for one that expects nothing of its draft.
+    """
+    drafts: list[TextDraft | None] = [None] * len(sources)
+    asked = [(i, s) for i, s in enumerate(sources) if s is not None and s.has_proposal]
+    if not asked:
+        return drafts
+    count = len(contexts)
+    mean_length = sum(context.context_length for context in contexts) // count
+    curve = costs.curve(mean_length, count, MAX_PROPOSAL * count)
+    outlook = _Outlook(contexts, plans, curve)
+    for index, source in asked:
+        context = contexts[index]
+        seconds, other_tokens = outlook.others(index)
+        draft = source.draft(context.kind, context.text_room, seconds, outlook.rate, other_tokens)
+        if draft is not None:
+            drafts[index] = draft
+            outlook.take(index, draft)
+    return drafts
