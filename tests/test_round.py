@@ -311,7 +311,7 @@ def test_a_policy_knows_the_room_and_the_context():
         (6, START + 5),
         (3, START + 8),
     ]
-    assert {context.kind for context in policy.contexts} == {"text"}
+    assert {context.kind for context in policy.contexts} == {"prose"}
 
 
 class Weigher(Script):
