@@ -241,8 +241,8 @@ TEST(drafts_are_the_same_everywhere) {
         CHECK(expected.tokens.size() == 5);
         for (const std::int32_t token : expected.tokens) CHECK(token != 3, "suppressed");
         for (const Kernels* k : all_kernels()) {
-          for (const int threads : {1, 2, 3}) {
-            const Setting setting{k, threads, 70, threads == 2};
+          for (const int threads : {1, 3}) {
+            const Setting setting{k, threads, 70, threads == 3};
             CHECK(same(run_draft(model, request, setting), expected), k->isa);
           }
         }
