@@ -1,0 +1,474 @@
+"""What a pass, a draft and the rest of a round cost on this machine, learned while rounds run.
+
+Every pass feeds the cell of its own shape: rows, context length and sequences by powers of two.
+Cells are medians that move in small steps, so that a hiccup moves nothing; what was not measured
+is the nearest measured shape, scaled. Knows no tokens, and no clock: it is told seconds.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+from paceline.config import check_range
+from paceline.errors import ConfigError
+from paceline.speculative.controller import RoundCost
+from paceline.speculative.kept_values import (
+    fields_of,
+    flag_of,
+    format_of,
+    list_of,
+    number_of,
+)
+
+Points = Sequence[tuple[int, float]]
+"""Rows, ascending, and seconds."""
+
+MAX_ROWS = 1024
+MIN_SECONDS, MAX_SECONDS = 1e-9, 600.0
+MAX_BUCKETS = 256
+
+SHORT_CONTEXT = 512
+"""Contexts up to here are alike: attention is not yet seen in the time of a pass."""
+
+UNKNOWN_SHAPE = ((1, 1.0), (2, 1.1), (16, 2.5))
+"""Cost of a pass by rows before anything is known: a machine with middling kernels."""
+
+UNKNOWN_DRAFT = (0.02, 0.05)
+"""A draft, and each step of it, in plain passes."""
+
+UNKNOWN_OVERHEAD = 0.01
+
+NUM_RECENT = 5
+"""Two hiccups in five samples leave the median alone."""
+
+LEAST_RATE, LARGEST_STEP = 0.2, 0.5
+"""A cell goes a fifth of the way to its median in a round, a tenth of itself at most."""
+
+TRUSTED_PASSES = 3
+"""Before so many passes nothing is known of a machine that was not calibrated."""
+
+JUMP = 1.5
+"""A line is scaled as a whole where the median of recent samples is so many times what it says."""
+
+LINE_MEMORY = 0.98
+LINE_TIE = 0.05
+"""Fixed part and slope keep their proportion unless samples of several lengths say otherwise."""
+
+PUBLISHED = 0.01
+"""Curves are built anew once a part of a round has moved by a percent of a pass: building one takes
+as long as deciding, and less changes no decision."""
+
+USUAL_STEPS = 4
+
+FORMAT = 1
+FIELDS = ("format", "known", "seed", "draft", "overhead", "buckets")
+BUCKET_FIELDS = ("key", "parent", "draft", "cells")
+
+
+# --- Two ways to learn from noisy seconds -------------------------------------------------------
+
+
+class Cell:
+    """Seconds of one shape of pass.
+
+    Args:
+        seconds: expected before any was measured, worth two samples.
+    """
+
+    __slots__ = ("count", "published", "recent", "seconds")
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.recent = [] if seconds is None else [seconds, seconds]
+        self.count = 0
+        self.seconds = self.published = seconds or 0.0
+
+    def observe(self, seconds: float) -> None:
+        recent = self.recent
+        recent.append(seconds)
+        if len(recent) > NUM_RECENT:
+            del recent[0]
+        self.count += 1
+        step = sorted(recent)[len(recent) // 2] - self.seconds
+        if self.count > NUM_RECENT:
+            most = LARGEST_STEP * self.seconds
+            step = LEAST_RATE * max(-most, min(most, step))
+        self.seconds += step
+
+
+class Line:
+    """Seconds of something that has a fixed part for each of `times` and a slope for each of `n`.
+
+    Least squares of relative errors that forget. A sample counts as at most twice and at least
+    half of what recent ones were, by their median.
+    """
+
+    def __init__(self, fixed: float, slope: float) -> None:
+        self.fixed = fixed
+        self.slope = slope
+        self.published = fixed + USUAL_STEPS * slope
+        self._start = (max(fixed, 0.1 * slope), max(slope, 0.1 * fixed))
+        self._sums = [0.0] * 5
+        self._recent = [1.0, 1.0]
+
+    def seconds(self, times: float, n: float) -> float:
+        return self.fixed * times + self.slope * n
+
+    def observe(self, times: int, n: int, seconds: float) -> None:
+        expected = self.seconds(times, n)
+        if expected <= 0.0:
+            return
+        recent = self._recent
+        recent.append(seconds / expected)
+        if len(recent) > NUM_RECENT:
+            del recent[0]
+        usual = sorted(recent)[len(recent) // 2]
+        if not 1 / JUMP < usual < JUMP:
+            self._scale(usual)
+            expected, usual = expected * usual, 1.0
+        self._fit(times, n, expected * max(usual / 2, min(usual * 2, recent[-1])))
+
+    def _scale(self, factor: float) -> None:
+        """All of it costs so many times what it did: past samples count as if they had too."""
+        self._start = (self._start[0] * factor, self._start[1] * factor)
+        self._recent = [ratio / factor for ratio in self._recent]
+
+    def _fit(self, times: int, n: int, seconds: float) -> None:
+        """Minimise the sum of (1 - f x - s y)**2, f and s being multiples of the starting parts,
+        tied to the one multiple of both that fits best."""
+        fixed, slope = self._start
+        x, y = fixed * times / seconds, slope * n / seconds
+        sums = self._sums
+        for index, product in enumerate((x * x, x * y, y * y, x, y)):
+            sums[index] = sums[index] * LINE_MEMORY + product
+        xx, xy, yy, x, y = sums
+        both = (x + y) / (xx + 2 * xy + yy)
+        tie = LINE_TIE * (xx + yy)
+        xx, yy, x, y = xx + tie, yy + tie, x + tie * both, y + tie * both
+        determinant = xx * yy - xy * xy
+        self.fixed = fixed * max(0.0, (x * yy - y * xy) / determinant)
+        self.slope = slope * max(0.0, (y * xx - x * xy) / determinant)
+
+
+# --- The model ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Seconds of the parts of a round, for one number of sequences and contexts of one length.
+
+    Args:
+        passes: entry n is the target's pass with n draft tokens.
+        draft_fixed: what a draft costs however short it is.
+    """
+
+    passes: tuple[float, ...]
+    draft_fixed: float
+    draft_step: float
+    overhead: float
+    version: int
+
+    @property
+    def plain(self) -> float:
+        """A round without drafts."""
+        return self.passes[0] + self.overhead
+
+
+class Seed:
+    """Seconds of passes by rows where nothing else is known: measured, or a guess."""
+
+    def __init__(self, points: Sequence[tuple[int, float]]) -> None:
+        self.points = list(points)
+        self._passes: list[float] = []
+
+    def passes(self, max_rows: int) -> list[float]:
+        """Seconds by rows from 0 (which counts as 1) to `max_rows` at least."""
+        if len(self._passes) <= max_rows:
+            seconds = (along(self.points, rows) for rows in range(max_rows + 1))
+            self._passes = list(accumulate(seconds, max))
+        return self._passes
+
+
+class Bucket:
+    """What was measured for one power of two of context lengths and one of sequences.
+
+    Args:
+        parent: is scaled to where something was measured: the nearest bucket when this one came
+            up, or the seed.
+    """
+
+    def __init__(self, parent: Bucket | Seed, draft: tuple[float, float]) -> None:
+        self.parent = parent
+        self.draft = Line(*draft)
+        self.cells: dict[int, Cell] = {}
+        self.since_plain = 0
+        self._passes: list[float] = []
+        self._scaled: list[float] | None = None
+
+    def passes(self, max_rows: int) -> list[float]:
+        """As `Seed.passes`. More rows never take less."""
+        base = self.parent.passes(max_rows)
+        if self._scaled is not base or len(self._passes) <= max_rows:
+            self._scaled = base
+            factors = [(rows, cell.seconds / base[rows]) for rows, cell in self._sorted(base)]
+            scaled = (
+                seconds * (between(factors, rows) if factors else 1.0)
+                for rows, seconds in enumerate(base)
+            )
+            self._passes = list(accumulate(scaled, max))
+        return self._passes
+
+    def observe(self, rows: int, seconds: float) -> bool:
+        """Learn from a pass; whether what is known of passes has changed enough to tell."""
+        cell = self.cells.get(rows)
+        if cell is None:
+            cell = self.cells[rows] = Cell(self.passes(rows)[rows])
+        cell.observe(seconds)
+        if not moved(cell, PUBLISHED * cell.seconds):
+            return False
+        self._scaled = None
+        return True
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "draft": [self.draft.fixed, self.draft.slope],
+            "cells": [[rows, cell.seconds] for rows, cell in sorted(self.cells.items())],
+        }
+
+    def _sorted(self, base: Sequence[float]) -> list[tuple[int, Cell]]:
+        return sorted((rows, cell) for rows, cell in self.cells.items() if rows < len(base))
+
+
+class CostModel:
+    """Seconds of passes, drafts and overhead: `observe` each round, ask for a `curve`.
+
+    Shared by all sequences of an engine, and worth keeping for the next start.
+
+    Args:
+        passes: seconds by rows, measured on this machine; none if there was no calibration.
+        draft: seconds of a draft however short, and of each step of it.
+        overhead: seconds of a round beside its drafts and its pass.
+    """
+
+    def __init__(
+        self,
+        passes: Mapping[int, float] | None = None,
+        draft: tuple[float, float] | None = None,
+        overhead: float | None = None,
+    ) -> None:
+        self.is_known = bool(passes)  # enough to compare draft lengths
+        self._first: list[float] = []
+        self._version = 0
+        self._last: RoundCost | None = None
+        self._buckets: dict[tuple[int, int], Bucket] = {}
+        self._curves: dict[tuple[int, int, int], Curve] = {}
+        self._start(sorted(passes.items()) if passes else UNKNOWN_SHAPE, draft, overhead)
+
+    def _start(
+        self,
+        points: Sequence[tuple[int, float]],
+        draft: tuple[float, float] | None,
+        overhead: float | None,
+    ) -> None:
+        check_points(points)
+        one_row = along(points, 1)
+        self._seed = Seed(points)
+        self._draft = draft or (UNKNOWN_DRAFT[0] * one_row, UNKNOWN_DRAFT[1] * one_row)
+        fixed = UNKNOWN_OVERHEAD * one_row if overhead is None else overhead
+        self._overhead = Line(fixed, 0.5 * fixed)
+
+    # --- Asking ---------------------------------------------------------------------------------
+
+    def curve(
+        self, context_length: int, num_sequences: int = 1, max_draft_tokens: int = 15
+    ) -> Curve:
+        """What rounds cost, with up to so many draft tokens for all sequences together."""
+        context = context_length.bit_length()
+        key = (context, num_sequences, max_draft_tokens)
+        curve = self._curves.get(key)
+        if curve is None or curve.version != self._version:
+            curve = self._curves[key] = self._curve(*key)
+        return curve
+
+    def _curve(self, context: int, num_sequences: int, max_draft_tokens: int) -> Curve:
+        bucket = self._bucket(context, num_sequences)
+        max_rows = num_sequences + max_draft_tokens
+        return Curve(
+            passes=tuple(bucket.passes(max_rows)[num_sequences : max_rows + 1]),
+            draft_fixed=bucket.draft.fixed,
+            draft_step=bucket.draft.slope,
+            overhead=self._overhead.fixed,
+            version=self._version,
+        )
+
+    def rounds_since_plain(self, context_length: int, num_sequences: int = 1) -> int:
+        """How long ago the cost of not drafting was last measured in this neighbourhood."""
+        return self._bucket(context_length.bit_length(), num_sequences).since_plain
+
+    def _bucket(self, context: int, num_sequences: int) -> Bucket:
+        """The bucket of contexts of so many bits."""
+        key = (max(SHORT_CONTEXT.bit_length(), context), num_sequences.bit_length())
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = self._new_bucket(key)
+        return bucket
+
+    def _new_bucket(self, key: tuple[int, int]) -> Bucket:
+        if not self._buckets:
+            return Bucket(self._seed, self._draft)
+        nearest = min(
+            self._buckets, key=lambda other: abs(other[0] - key[0]) + 4 * abs(other[1] - key[1])
+        )
+        parent = self._buckets[nearest]
+        return Bucket(parent, (parent.draft.fixed, parent.draft.slope))
+
+    # --- Learning -------------------------------------------------------------------------------
+
+    def observe(self, cost: RoundCost) -> None:
+        """Learn from a round, once, however many of its sequences tell of it."""
+        if cost is self._last:
+            return
+        self._last = cost
+        if not self.is_known:
+            self._learn_scale(cost)
+            return
+        bucket = self._bucket(cost.context_length.bit_length(), cost.num_sequences)
+        is_plain = cost.num_rows == cost.num_sequences
+        bucket.since_plain = 0 if is_plain else bucket.since_plain + 1
+        changed = is_usable(cost.verify_s) and bucket.observe(cost.num_rows, cost.verify_s)
+        if cost.num_draft_steps and is_usable(cost.draft_s):
+            bucket.draft.observe(cost.num_drafts, cost.num_draft_steps, cost.draft_s)
+            changed |= moved(bucket.draft, PUBLISHED * cost.verify_s)
+        if is_usable(cost.overhead_s):
+            self._overhead.observe(1, cost.num_tokens, cost.overhead_s)
+            changed |= moved(self._overhead, PUBLISHED * cost.verify_s)
+        self._version += changed
+
+    def _learn_scale(self, cost: RoundCost) -> None:
+        """Without a calibration: guess all costs from the first passes, whatever their shape."""
+        if is_usable(cost.verify_s):
+            self._first.append(cost.verify_s / along(UNKNOWN_SHAPE, cost.num_rows))
+        if len(self._first) == TRUSTED_PASSES:
+            scale = sorted(self._first)[TRUSTED_PASSES // 2]
+            self._start([(rows, scale * value) for rows, value in UNKNOWN_SHAPE], None, None)
+            self._buckets.clear()
+            self._version += 1
+            self.is_known = True
+
+    # --- Keeping --------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that was learned, ready for `json.dumps`."""
+        places: dict[Bucket | Seed, int] = {
+            bucket: place for place, bucket in enumerate(self._buckets.values())
+        }
+        return {
+            "format": FORMAT,
+            "known": self.is_known,
+            "seed": [list(point) for point in self._seed.points],
+            "draft": list(self._draft),
+            "overhead": [self._overhead.fixed, self._overhead.slope],
+            "buckets": [
+                bucket.to_dict() | {"key": list(key), "parent": places.get(bucket.parent, -1)}
+                for key, bucket in self._buckets.items()
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, value: object) -> CostModel:
+        """
+        Raises:
+            ConfigError: it is not what `to_dict` gives.
+        """
+        kept = fields_of(value, FIELDS, "a cost model")
+        format_of(kept["format"], FORMAT, "a cost model")
+        seed = list_of(kept["seed"], "seed", MAX_ROWS)
+        points = [cell_of(point, "seed") for point in seed]
+        model = cls(dict(points), line_of(kept["draft"], "draft"))
+        check_points(points)
+        model.is_known = flag_of(kept["known"], "known")
+        model._overhead = Line(*line_of(kept["overhead"], "overhead"))
+        for bucket in list_of(kept["buckets"], "buckets", MAX_BUCKETS):
+            model._add_kept(fields_of(bucket, BUCKET_FIELDS, "a bucket"))
+        return model
+
+    def _add_kept(self, kept: dict[str, Any]) -> None:
+        context, sequences = (
+            int(number_of(bits, "a bucket's key", 1, 64))
+            for bits in list_of(kept["key"], "a bucket's key", 2, 2)
+        )
+        place = int(number_of(kept["parent"], "parent", -1, len(self._buckets) - 1))
+        parent = self._seed if place < 0 else list(self._buckets.values())[place]
+        bucket = Bucket(parent, line_of(kept["draft"], "draft"))
+        for rows, seconds in (
+            cell_of(cell, "cells") for cell in list_of(kept["cells"], "cells", MAX_ROWS)
+        ):
+            bucket.cells[rows] = Cell(seconds)
+        self._buckets[context, sequences] = bucket
+
+
+# --- Numbers ------------------------------------------------------------------------------------
+
+
+def is_usable(seconds: float) -> bool:
+    """Whether a clock can have measured this: not where it jumped or stood still."""
+    return 0.0 < seconds <= MAX_SECONDS  # no NaN either
+
+
+def moved(learned: Cell | Line, least: float) -> bool:
+    """Whether it has moved by more than `least` since this was last true."""
+    if isinstance(learned, Cell):
+        now = learned.seconds
+    else:
+        now = learned.seconds(1, USUAL_STEPS)
+    if abs(now - learned.published) <= least:
+        return False
+    learned.published = now
+    return True
+
+
+def between(points: Points, at: int) -> float:
+    """Linear between points, constant outside."""
+    place = bisect_right(points, at, key=lambda point: point[0])
+    if place == 0:
+        return points[0][1]
+    if place == len(points):
+        return points[-1][1]
+    (left, low), (right, high) = points[place - 1], points[place]
+    return low + (high - low) * (at - left) / (right - left)
+
+
+def along(points: Points, rows: int) -> float:
+    """Linear between points, constant before them; goes on with the slope of the whole after."""
+    (first, low), (last, high) = points[0], points[-1]
+    if rows <= last or first == last:
+        return between(points, rows)
+    return high + max(0.0, high - low) * (rows - last) / (last - first)
+
+
+def check_points(points: Points) -> None:
+    """
+    Raises:
+        ConfigError: these are no seconds of passes, or the rows do not ascend.
+    """
+    for rows, seconds in points:
+        check_range("rows", rows, 1, MAX_ROWS)
+        number_of(seconds, f"seconds of {rows} rows", MIN_SECONDS, MAX_SECONDS)
+    if not points or any(a >= b for (a, _), (b, _) in pairwise(points)):
+        raise ConfigError("the rows of a calibration must ascend, and there must be one at least.")
+
+
+def cell_of(value: object, what: str) -> tuple[int, float]:
+    rows, seconds = list_of(value, what, 2, 2)
+    return (
+        int(number_of(rows, f"rows of {what}", 1, MAX_ROWS)),
+        number_of(seconds, f"seconds of {what}", MIN_SECONDS, MAX_SECONDS),
+    )
+
+
+def line_of(value: object, what: str) -> tuple[float, float]:
+    fixed, slope = list_of(value, what, 2, 2)
+    return number_of(fixed, what, 0.0, MAX_SECONDS), number_of(slope, what, 0.0, MAX_SECONDS)
