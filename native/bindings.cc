@@ -5,17 +5,27 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <limits>
+#include <memory>
+#include <numeric>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "paceline/bandwidth.h"
+#include "paceline/drafter.h"
 #include "paceline/errors.h"
+#include "paceline/gemma4.h"
 #include "paceline/kernels.h"
+#include "paceline/kv_cache.h"
 #include "paceline/shapes.h"
 #include "paceline/thread_pool.h"
 #include "paceline/weights.h"
@@ -26,11 +36,44 @@ using namespace nb::literals;
 namespace paceline {
 namespace {
 
-using Bytes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using NewRows = nb::ndarray<T, nb::numpy, nb::ndim<2>, nb::c_contig>;
+using NewHeads = nb::ndarray<float, nb::numpy, nb::ndim<3>, nb::c_contig>;
+using Bytes = Vector<std::uint8_t>;
 using FloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using NewFloatRows = nb::ndarray<float, nb::numpy, nb::ndim<2>, nb::c_contig>;
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
+
+void check_range(const char* name, std::int64_t value, std::int64_t low, std::int64_t high) {
+  if (value >= low && value <= high) return;
+  refuse(std::string(name) + "=" + std::to_string(value) + " is out of range: expected " +
+         std::to_string(low) + " to " + std::to_string(high) + ".");
+}
+
+// What a pass writes and NumPy then owns: numbers that nobody sets twice.
+template <class T>
+class NewArray {
+ public:
+  NewArray(std::size_t rows, std::size_t columns)
+      : rows_(rows), columns_(columns), data_(new T[std::max<std::size_t>(rows * columns, 1)]) {}
+  T* data() const { return data_.get(); }
+  NewRows<T> release() {
+    T* data = data_.release();
+    nb::capsule owner(data, [](void* it) noexcept { delete[] static_cast<T*>(it); });
+    return NewRows<T>(data, {rows_, columns_}, owner);
+  }
+
+ private:
+  std::size_t rows_, columns_;
+  std::unique_ptr<T[]> data_;
+};
+
+template <class T>
+std::vector<T> to_vector(const Vector<T>& array) {
+  return std::vector<T>(array.data(), array.data() + array.size());
+}
 
 WeightType weight_type(const std::string& dtype) {
   if (dtype == "Q4_0") return WeightType::q4_0;
@@ -41,14 +84,7 @@ WeightType weight_type(const std::string& dtype) {
   refuse("dtype '" + dtype + "' is unknown: expected Q4_0, Q8_0, BF16, F16 or F32.");
 }
 
-// Gives numbers to NumPy without a copy: the array frees them when it goes.
-NewFloatRows to_rows(std::vector<float>&& values, std::size_t rows, std::size_t columns) {
-  auto* kept = new std::vector<float>(std::move(values));
-  nb::capsule owner(kept, [](void* it) noexcept { delete static_cast<std::vector<float>*>(it); });
-  return NewFloatRows(kept->data(), {rows, columns}, owner);
-}
-
-void check_matrix(WeightType type, const Bytes& data, int outputs, int inner) {
+void check_bytes(WeightType type, const Bytes& data, int outputs, int inner) {
   if (outputs < 1 || inner < 1) refuse("a matrix needs at least one output and one column.");
   if (is_quantized(type) && inner % kBlockColumns != 0) {
     refuse("rows of " + std::to_string(inner) + " columns do not divide into blocks of 32.");
@@ -61,16 +97,16 @@ void check_matrix(WeightType type, const Bytes& data, int outputs, int inner) {
 }
 
 // One linear layer, for tests: y = W x.
-NewFloatRows multiply(const std::string& dtype, const Bytes& data, int outputs, int inner,
-                      const FloatRows& x) {
+NewRows<float> multiply(const std::string& dtype, const Bytes& data, int outputs, int inner,
+                        const FloatRows& x) {
   const WeightType type = weight_type(dtype);
-  check_matrix(type, data, outputs, inner);
+  check_bytes(type, data, outputs, inner);
   if (x.shape(1) != static_cast<std::size_t>(inner)) {
     refuse("x has " + std::to_string(x.shape(1)) + " columns, the matrix " + std::to_string(inner) +
            ".");
   }
   const int num_rows = static_cast<int>(x.shape(0));
-  std::vector<float> out(static_cast<std::size_t>(num_rows) * outputs);
+  NewArray<float> out(x.shape(0), static_cast<std::size_t>(outputs));
   if (num_rows > 0) {
     nb::gil_scoped_release unlocked;
     const PackedMatrix weights(type, data.data(), outputs, inner);
@@ -87,33 +123,185 @@ NewFloatRows multiply(const std::string& dtype, const Bytes& data, int outputs, 
     }
     linear.multiply(weights.view(), rows, 0, num_panels(outputs), out.data(), outputs);
   }
-  return to_rows(std::move(out), num_rows, outputs);
+  return out.release();
 }
 
 constexpr int kMaxThreads = 1024;
-constexpr std::size_t kMaxReadBytes = std::size_t{1} << 36;
+constexpr std::int64_t kMaxReadBytes = std::int64_t{1} << 36;
+constexpr std::int64_t kMaxPositions = std::int64_t{1} << 30;
 
 void make_pool(ThreadPool* pool, int threads, bool pin) {
-  if (threads < 1 || threads > kMaxThreads) {
-    refuse("threads=" + std::to_string(threads) + " is out of range: expected 1 to " +
-           std::to_string(kMaxThreads) + ".");
-  }
+  check_range("threads", threads, 1, kMaxThreads);
   new (pool) ThreadPool(threads, pin);
 }
 
-double measure_bandwidth(ThreadPool& pool, std::size_t num_bytes) {
-  if (num_bytes < 1 || num_bytes > kMaxReadBytes) {
-    refuse("num_bytes=" + std::to_string(num_bytes) + " is out of range: expected 1 to " +
-           std::to_string(kMaxReadBytes) + ".");
-  }
+double measure_bandwidth(ThreadPool& pool, std::int64_t num_bytes) {
+  check_range("num_bytes", num_bytes, 1, kMaxReadBytes);
   nb::gil_scoped_release unlocked;
-  return read_bandwidth(pool, num_bytes);
+  return read_bandwidth(pool, static_cast<std::size_t>(num_bytes));
 }
 
 std::vector<std::string> isa_names() {
   std::vector<std::string> names;
   for (const Kernels* candidate : all_kernels()) names.emplace_back(candidate->isa);
   return names;
+}
+
+// ---- Target, cache and drafter ----
+
+// The array stays alive as long as somebody reads rows from it.
+Tensor to_tensor(const std::string& name, const std::string& dtype, const Bytes& data) {
+  return Tensor{name, dtype, data.data(), data.size(), std::make_shared<Bytes>(data)};
+}
+
+template <class Model>
+void load(Model& model, const std::string& name, const std::string& dtype, const Bytes& data) {
+  const Tensor tensor = to_tensor(name, dtype, data);
+  nb::gil_scoped_release unlocked;
+  model.load(tensor);
+}
+
+struct Cache {
+  std::unique_ptr<KVCache> inner;
+  const Target* target;  // kept alive by Python, so that nobody else gets its address
+};
+
+Cache new_cache(const Target& target, std::int64_t max_length, std::int64_t slack) {
+  check_range("max_length", max_length, 1, kMaxPositions);
+  check_range("slack", slack, 0, kMaxPositions);
+  return {target.new_cache(max_length, slack), &target};
+}
+
+void check_cache(const Cache* cache, const Target& target) {
+  if (cache == nullptr || cache->target != &target) {
+    refuse("the KV cache belongs to another target: use one that this target's new_cache() gave.");
+  }
+}
+
+// K and V, [G, positions, H] each, for tests.
+std::tuple<NewHeads, NewHeads> read_cache(const Cache& cache, int layer, std::int64_t first,
+                                          std::int64_t last) {
+  const auto num_layers = static_cast<std::int64_t>(cache.target->shape().layers.size());
+  check_range("layer", layer, 0, num_layers - 1);
+  const LayerStore& store = cache.inner->store(layer);
+  const std::int64_t length = cache.inner->length();
+  const std::int64_t oldest = store.is_ring() ? length - store.num_slots() : 0;
+  check_range("last", last, 0, length - 1);
+  check_range("first", first, std::max<std::int64_t>(oldest, 0), last);
+  LayerStore::Numbers numbers = store.read(first, last);
+  const auto give = [&](std::vector<float>& values) {
+    auto* kept = new std::vector<float>(std::move(values));
+    nb::capsule owner(kept, [](void* it) noexcept { delete static_cast<std::vector<float>*>(it); });
+    return NewHeads(
+        kept->data(),
+        {static_cast<std::size_t>(store.num_kv_heads()), static_cast<std::size_t>(last - first + 1),
+         static_cast<std::size_t>(store.head_dim())},
+        owner);
+  };
+  return {give(numbers.keys), give(numbers.values)};
+}
+
+using Outputs = std::tuple<NewRows<float>, NewRows<float>, NewRows<std::int32_t>, NewRows<float>>;
+
+// Cuts token_ids into the sequences' shares. Numbers of rows are checked by Target::forward.
+std::vector<SequenceRows> to_sequences(const Target& target, const std::vector<Cache*>& caches,
+                                       const Vector<std::int32_t>& token_ids,
+                                       const std::vector<int>& counts,
+                                       const std::vector<int>& num_outputs,
+                                       const std::vector<int>& num_candidates) {
+  const std::size_t count = caches.size();
+  if (counts.size() != count || num_outputs.size() != count || num_candidates.size() != count) {
+    refuse("caches, counts, num_outputs and num_candidates must be equally long, got " +
+           std::to_string(count) + ", " + std::to_string(counts.size()) + ", " +
+           std::to_string(num_outputs.size()) + " and " + std::to_string(num_candidates.size()) +
+           ".");
+  }
+  std::vector<SequenceRows> sequences;
+  std::size_t begin = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    check_cache(caches[i], target);
+    check_range("counts", counts[i], 1, static_cast<std::int64_t>(token_ids.size() - begin));
+    check_range("num_outputs", num_outputs[i], 0, counts[i]);
+    check_range("num_candidates", num_candidates[i], 0, kMaxCandidates);
+    sequences.push_back({caches[i]->inner.get(), token_ids.data() + begin, counts[i],
+                         num_outputs[i], num_candidates[i]});
+    begin += static_cast<std::size_t>(counts[i]);
+  }
+  if (begin != token_ids.size()) {
+    refuse("there are " + std::to_string(token_ids.size()) + " token_ids, but counts add up to " +
+           std::to_string(begin) + ".");
+  }
+  return sequences;
+}
+
+Outputs forward(Target& target, const std::vector<Cache*>& caches,
+                const Vector<std::int32_t>& token_ids, const std::vector<int>& counts,
+                const std::vector<int>& num_outputs, const std::vector<int>& num_candidates) {
+  const std::vector<SequenceRows> sequences =
+      to_sequences(target, caches, token_ids, counts, num_outputs, num_candidates);
+  std::size_t rows = 0;
+  int most = 0;
+  for (const SequenceRows& sequence : sequences) {
+    rows += static_cast<std::size_t>(sequence.num_outputs);
+    most = std::max(most, sequence.num_candidates);
+  }
+  NewArray<float> logits(rows, static_cast<std::size_t>(target.shape().vocab_size));
+  NewArray<float> hidden(rows, static_cast<std::size_t>(target.shape().hidden_size));
+  NewArray<std::int32_t> ids(rows, static_cast<std::size_t>(most));
+  NewArray<float> scores(rows, static_cast<std::size_t>(most));
+  {
+    nb::gil_scoped_release unlocked;
+    target.forward(sequences, {logits.data(), hidden.data(), ids.data(), scores.data(), most});
+  }
+  return {logits.release(), hidden.release(), ids.release(), scores.release()};
+}
+
+// A drafter, and what it needs that nobody may forget.
+class PairedDrafter {
+ public:
+  PairedDrafter(ThreadPool& pool, const DecoderShape& shape, const Target& target)
+      : target_(target), inner_(pool, shape, target.shape(), target.embeddings()) {}
+
+  void load(const Tensor& tensor) { inner_.load(tensor); }
+  void finish() {
+    inner_.finish();
+    is_complete_ = true;
+  }
+  std::size_t weight_bytes() const { return inner_.weight_bytes(); }
+  int hidden_size() const { return inner_.shape().target_hidden_size; }
+
+  Draft draft(const Cache& cache, const DraftRequest& request) {
+    if (!is_complete_) refuse("finish() comes before draft().");
+    if (target_.embeddings().data == nullptr) refuse("the target has no weights yet.");
+    check_cache(&cache, target_);
+    nb::gil_scoped_release unlocked;
+    return inner_.draft(*cache.inner, request);
+  }
+
+ private:
+  const Target& target_;
+  Drafter inner_;
+  bool is_complete_ = false;
+};
+
+std::tuple<std::vector<std::int32_t>, std::vector<double>> draft(
+    PairedDrafter& drafter, const Cache& cache, std::int64_t last_token,
+    const Vector<float>& hidden, int max_draft_tokens, std::int64_t place, double temperature,
+    std::uint64_t seed, const Vector<std::int64_t>& bias_ids, const Vector<double>& biases,
+    const Vector<double>& min_confidences, const Vector<std::int64_t>& end_token_ids) {
+  if (hidden.size() != static_cast<std::size_t>(drafter.hidden_size())) {
+    refuse("hidden has " + std::to_string(hidden.size()) + " numbers, the target's rows have " +
+           std::to_string(drafter.hidden_size()) + ".");
+  }
+  check_range("place", place, 0, kMaxPositions);
+  if (!(temperature >= 0.0 && std::isfinite(temperature))) {
+    refuse("temperature=" + std::to_string(temperature) + " is out of range: expected 0 or more.");
+  }
+  Draft drafted =
+      drafter.draft(cache, {last_token, hidden.data(), max_draft_tokens, place,
+                            DrawRule{temperature, seed, to_vector(bias_ids), to_vector(biases)},
+                            to_vector(min_confidences), to_vector(end_token_ids)});
+  return {std::move(drafted.tokens), std::move(drafted.confidences)};
 }
 
 void bind_pool(nb::module_& module) {
@@ -152,8 +340,7 @@ void bind_shapes(nb::module_& module) {
              std::vector<float> sliding_frequencies, std::vector<float> global_frequencies,
              int per_layer_size, int per_layer_vocab_size, float logit_softcap, int num_experts,
              int num_experts_per_token, int expert_ffn_size, float embedding_scale,
-             float per_layer_scale, int target_hidden_size, int num_centroids,
-             int centroid_top_k) {
+             float per_layer_scale, int target_hidden_size, int num_centroids, int centroid_top_k) {
             new (shape) DecoderShape{hidden_size,
                                      vocab_size,
                                      num_heads,
@@ -185,6 +372,51 @@ void bind_shapes(nb::module_& module) {
       .def_ro("layers", &DecoderShape::layers);
 }
 
+template <class Model>
+void bind_weights(nb::class_<Model>& model) {
+  model
+      .def("load", &load<Model>, "name"_a, "dtype"_a, "data"_a.noconvert(),
+           "Give one tensor as it lies in a file, under its name in paceline.checkpoint.names.")
+      .def("finish", &Model::finish, "ValueError names what was not loaded.")
+      .def_prop_ro("weight_bytes", &Model::weight_bytes, "Bytes of packed weights in memory.");
+}
+
+void bind_target(nb::module_& module) {
+  nb::class_<Cache>(module, "Cache", "Keys and values of one sequence.")
+      .def_prop_ro("length", [](const Cache& cache) { return cache.inner->length(); })
+      .def_prop_ro("max_length", [](const Cache& cache) { return cache.inner->max_length(); })
+      .def_prop_ro("shortest_truncation",
+                   [](const Cache& cache) { return cache.inner->shortest_truncation(); })
+      .def_prop_ro("kv_bytes", [](const Cache& cache) { return cache.inner->kv_bytes(); })
+      .def(
+          "truncate", [](Cache& cache, std::int64_t length) { cache.inner->truncate(length); },
+          "length"_a)
+      .def("read", &read_cache, "layer"_a, "first"_a, "last"_a,
+           "Keys and values [G, S, H] of positions first to last, for tests.");
+  nb::class_<Target> target(module, "Target", "A Gemma 4.");
+  target.def(nb::init<ThreadPool&, DecoderShape>(), "pool"_a, "shape"_a, nb::keep_alive<1, 2>())
+      .def("new_cache", &new_cache, "max_length"_a, "slack"_a, nb::keep_alive<0, 1>(),
+           "An empty cache whose rings survive the rejection of `slack` positions.")
+      .def("forward", &forward, "caches"_a, "token_ids"_a.noconvert(), "counts"_a, "num_outputs"_a,
+           "num_candidates"_a,
+           "One pass: logits [R, V], hidden [R, D], best tokens and their logits [R, C].\n\n"
+           "R is the sum of num_outputs, C the most of num_candidates. Tokens of a row come best\n"
+           "first; -1 stands where there is none.");
+  bind_weights(target);
+}
+
+void bind_drafter(nb::module_& module) {
+  nb::class_<PairedDrafter> drafter(module, "Drafter", "The drafter of a Gemma 4.");
+  drafter
+      .def(nb::init<ThreadPool&, const DecoderShape&, const Target&>(), "pool"_a, "shape"_a,
+           "target"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 4>())
+      .def("draft", &draft, "cache"_a, "last_token"_a, "hidden"_a.noconvert(), "max_draft_tokens"_a,
+           "place"_a, "temperature"_a, "seed"_a, "bias_ids"_a.noconvert(), "biases"_a.noconvert(),
+           "min_confidences"_a.noconvert(), "end_token_ids"_a.noconvert(),
+           "Tokens that continue `last_token`, and their confidences.");
+  bind_weights(drafter);
+}
+
 }  // namespace
 }  // namespace paceline
 
@@ -196,9 +428,10 @@ NB_MODULE(_native, module) {
       "Instruction set in use: the processor's best, or what PACELINE_ISA names.");
   module.def("isa_names", &isa_names, "What this processor can run, the slowest first.");
   module.def("multiply", &multiply, "dtype"_a, "data"_a.noconvert(), "outputs"_a, "inner"_a,
-             "x"_a.noconvert(),
-             "Outputs [M, outputs] of one linear layer for rows x [M, inner].");
+             "x"_a.noconvert(), "Outputs [M, outputs] of one linear layer for rows x [M, inner].");
   nb::exception<NotFiniteError>(module, "NotFiniteError", PyExc_ValueError);
   bind_pool(module);
   bind_shapes(module);
+  bind_target(module);
+  bind_drafter(module);
 }

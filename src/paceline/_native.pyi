@@ -106,6 +106,8 @@ class Shape:
     def layers(self) -> list[LayerShape]: ...
 
 class Cache:
+    """Keys and values of one sequence."""
+
     @property
     def length(self) -> int: ...
     @property
@@ -117,46 +119,105 @@ class Cache:
     def truncate(self, length: int) -> None: ...
     def read(
         self, layer: int, first: int, last: int
-    ) -> tuple[NDArray[numpy.float32], NDArray[numpy.float32]]: ...
+    ) -> tuple[
+        Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order="C")],
+        Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order="C")],
+    ]:
+        """Keys and values [G, S, H] of positions first to last, for tests."""
 
 class Target:
+    """A Gemma 4."""
+
     def __init__(self, pool: Pool, shape: Shape) -> None: ...
-    def load(self, name: str, dtype: str, data: NDArray[numpy.uint8]) -> None: ...
-    def finish(self) -> None: ...
-    def new_cache(self, max_length: int, slack: int) -> Cache: ...
-    @property
-    def weight_bytes(self) -> int: ...
+    def new_cache(self, max_length: int, slack: int) -> Cache:
+        """An empty cache whose rings survive the rejection of `slack` positions."""
+
     def forward(
         self,
         caches: Sequence[Cache],
-        token_ids: NDArray[numpy.int32],
+        token_ids: Annotated[
+            NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)
+        ],
         counts: Sequence[int],
         num_outputs: Sequence[int],
         num_candidates: Sequence[int],
     ) -> tuple[
-        NDArray[numpy.float32],
-        NDArray[numpy.float32],
-        NDArray[numpy.int32],
-        NDArray[numpy.float32],
-    ]: ...
+        Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C")],
+        Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C")],
+        Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C")],
+        Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C")],
+    ]:
+        """
+        One pass: logits [R, V], hidden [R, D], best tokens and their logits [R, C].
+
+        R is the sum of num_outputs, C the most of num_candidates. Tokens of a row come best
+        first; -1 stands where there is none.
+        """
+
+    def load(
+        self,
+        name: str,
+        dtype: str,
+        data: Annotated[
+            NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)
+        ],
+    ) -> None:
+        """
+        Give one tensor as it lies in a file, under its name in paceline.checkpoint.names.
+        """
+
+    def finish(self) -> None:
+        """ValueError names what was not loaded."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of packed weights in memory."""
 
 class Drafter:
+    """The drafter of a Gemma 4."""
+
     def __init__(self, pool: Pool, shape: Shape, target: Target) -> None: ...
-    def load(self, name: str, dtype: str, data: NDArray[numpy.uint8]) -> None: ...
-    def finish(self) -> None: ...
-    @property
-    def weight_bytes(self) -> int: ...
     def draft(
         self,
         cache: Cache,
         last_token: int,
-        hidden: NDArray[numpy.float32],
+        hidden: Annotated[
+            NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)
+        ],
         max_draft_tokens: int,
         place: int,
         temperature: float,
         seed: int,
-        bias_ids: NDArray[numpy.int64],
-        biases: NDArray[numpy.float64],
-        min_confidences: NDArray[numpy.float64],
-        end_token_ids: NDArray[numpy.int64],
-    ) -> tuple[list[int], list[float]]: ...
+        bias_ids: Annotated[
+            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
+        ],
+        biases: Annotated[
+            NDArray[numpy.float64], dict(shape=(None,), order="C", device="cpu", writable=False)
+        ],
+        min_confidences: Annotated[
+            NDArray[numpy.float64], dict(shape=(None,), order="C", device="cpu", writable=False)
+        ],
+        end_token_ids: Annotated[
+            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
+        ],
+    ) -> tuple[list[int], list[float]]:
+        """Tokens that continue `last_token`, and their confidences."""
+
+    def load(
+        self,
+        name: str,
+        dtype: str,
+        data: Annotated[
+            NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)
+        ],
+    ) -> None:
+        """
+        Give one tensor as it lies in a file, under its name in paceline.checkpoint.names.
+        """
+
+    def finish(self) -> None:
+        """ValueError names what was not loaded."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of packed weights in memory."""
