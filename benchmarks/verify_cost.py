@@ -36,8 +36,8 @@ from paceline.bench.ceiling import read_speed
 from paceline.bench.figure import check_figure
 from paceline.bench.provenance import processor_name, provenance
 from paceline.config import check_range
-from paceline.errors import MissingDependencyError, PacelineError
-from paceline.loading import LoadedPair, load_pair
+from paceline.errors import PacelineError
+from paceline.loading import LoadedPair, choose_runtime, load_pair
 from released_geometries import NAMES, Geometry, geometry
 from synthetic_gguf import DTYPES, SyntheticPair, ordinary_tokens, write_pair
 
@@ -197,14 +197,7 @@ def check(asked: argparse.Namespace) -> None:
     check_range("--decode-tokens", asked.decode_tokens, 2 * (asked.draft + 1), 1 << 12)
     check_range("--repeats", asked.repeats, 1, 1000)
     check_range("--threads", asked.threads, 1, 1024)
-    if asked.runtime == "native":
-        try:
-            from paceline import _native  # noqa: F401
-        except ImportError as error:
-            raise MissingDependencyError(
-                "the native runtime is not built: run `pip install .` in the repository, or pass "
-                "--runtime torch."
-            ) from error
+    choose_runtime(asked.runtime, None)
 
 
 def run(asked: argparse.Namespace) -> dict[str, Any]:
