@@ -51,7 +51,8 @@ inline std::vector<float> random_values(std::size_t count, unsigned seed, float 
 }
 
 inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+  if (a.size() != b.size()) return false;
+  return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
 inline bool same_bits(const float* a, const float* b, std::size_t count) {
