@@ -13,8 +13,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from paceline.chat import Message, ToolCall, ToolDeclaration, reasoning_is_open, render
 from paceline.config import check_range
@@ -24,8 +25,13 @@ from paceline.prefix_cache import PrefixCache
 from paceline.runtime.protocols import Rows
 from paceline.sampling import Sampler, SamplingParams, random_seed
 from paceline.sequence import ActiveSequence, EmittedToken, FinishReason
-from paceline.speculative.controller import DraftLengthPolicy, FixedDraftLength
+from paceline.speculative.controller import DraftLengthPolicy, FixedDraftLength, RoundOutcome
+from paceline.speculative.earlier import EarlierAnswers
+from paceline.speculative.learned import Learned
 from paceline.speculative.round import run_round, settle
+from paceline.speculative.sources import TextSources
+from paceline.speculative.suffix import MAX_PROPOSAL
+from paceline.speculative.trace import RoundHook, RoundTrace
 from paceline.stats import GenerationStats
 
 if TYPE_CHECKING:
@@ -33,13 +39,14 @@ if TYPE_CHECKING:
     from paceline.loading import LoadedPair, LoadProgress, RuntimeChoice
 
 Prompt = str | Sequence[Message]
+DraftChoice = int | Literal["auto"] | DraftLengthPolicy | None
 PrefillProgress = Callable[[int, int], None]
 """Called with (prompt tokens done, prompt tokens in all) after each prefill chunk."""
 
 PREFILL_CHUNK = 128
 DEFAULT_MAX_TOKENS = 1024
 MAX_MAX_TOKENS = 1 << 30
-DEFAULT_DRAFT_TOKENS = 4
+MAX_PREDICTION_LENGTH = 1 << 20
 DEFAULT_BATCH_SIZE = 8
 KEPT_CACHES = 2
 
@@ -53,7 +60,11 @@ class AnswerSettings(TypedDict, total=False):
     sampling: None takes the model's own defaults.
     max_tokens: at most this many tokens are emitted, reasoning and tool calls included.
     stop: strings that end the text and are not part of it.
-    draft: tokens to draft each round (0 = off), or an object that decides; None is 4.
+    draft: "auto" drafts what pays on this machine and text, also from text that repeats itself;
+        a number of tokens for the drafter to draft each round (0 = off); or an object that
+        decides. None is "auto".
+    prediction: a text that the answer is expected to follow, as when a file is edited; it is
+        drafted from and changes nothing but the speed. At most 1,048,576 characters.
     """
 
     raw: bool
@@ -62,7 +73,8 @@ class AnswerSettings(TypedDict, total=False):
     sampling: SamplingParams | None
     max_tokens: int
     stop: Sequence[str]
-    draft: int | DraftLengthPolicy | None
+    draft: DraftChoice
+    prediction: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +110,26 @@ class Engine:
     Args:
         pair: target, drafter or None, tokenizer and the model's own sampling defaults.
         kept_caches: KV caches of finished sequences that are kept for the next turn.
+        learned: what is known of this machine's costs and of acceptance; None learns from nothing.
+        earlier: the user's earlier answers, to draft from and to add to; None keeps none.
+        on_round: is told of each sequence's part of each round.
     """
 
-    def __init__(self, pair: LoadedPair, *, kept_caches: int = KEPT_CACHES) -> None:
+    def __init__(
+        self,
+        pair: LoadedPair,
+        *,
+        kept_caches: int = KEPT_CACHES,
+        learned: Learned | None = None,
+        earlier: EarlierAnswers | None = None,
+        on_round: RoundHook | None = None,
+    ) -> None:
         self.pair = pair
+        self.learned = learned or Learned()
+        self.earlier = earlier
+        self.on_round = on_round
         self._prefixes = PrefixCache(kept_caches)
+        self._numbers = count()
 
     @classmethod
     def load(
@@ -152,6 +179,11 @@ class Engine:
     def max_draft_tokens(self) -> int:
         """Longest draft that a round may use; 0 without a drafter."""
         return self.pair.drafter.max_draft_tokens if self.pair.drafter else 0
+
+    @property
+    def _longest_draft(self) -> int:
+        """That a cache must survive: texts propose up to so many tokens without a drafter."""
+        return max(self.max_draft_tokens, MAX_PROPOSAL)
 
     def default_sampling(self) -> SamplingParams:
         return SamplingParams(
@@ -270,12 +302,19 @@ class Engine:
         sampling: SamplingParams | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
         stop: Sequence[str] = (),
-        draft: int | DraftLengthPolicy | None = None,
+        draft: DraftChoice = None,
+        prediction: str | None = None,
     ) -> ActiveSequence:
         """`encode`, then `open`."""
         token_ids = self.encode(prompt, raw=raw, thinking=thinking, tools=tools)
         return self.open(
-            token_ids, sampling=sampling, max_tokens=max_tokens, stop=stop, draft=draft, raw=raw
+            token_ids,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            stop=stop,
+            draft=draft,
+            prediction=prediction,
+            raw=raw,
         )
 
     def open(
@@ -285,7 +324,8 @@ class Engine:
         sampling: SamplingParams | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
         stop: Sequence[str] = (),
-        draft: int | DraftLengthPolicy | None = None,
+        draft: DraftChoice = None,
+        prediction: str | None = None,
         raw: bool = False,
     ) -> ActiveSequence:
         """A sequence that has not begun: `prefill` once, then `step` until it has a finish reason,
@@ -301,7 +341,9 @@ class Engine:
         params = sampling or self.default_sampling()
         seed = random_seed() if params.seed is None else params.seed
         in_reasoning = not raw and reasoning_is_open(prompt_token_ids, tokenizer)
+        max_tokens = min(max_tokens, self.context_length - len(prompt_token_ids))
         return ActiveSequence(
+            number=next(self._numbers),
             prompt_token_ids=prompt_token_ids,
             sampler=Sampler(
                 replace(params, seed=seed),
@@ -311,9 +353,10 @@ class Engine:
                 suppressed_token_ids=self.defaults.suppressed_token_ids,
             ),
             policy=self._policy(draft),
+            new_sources=self._new_sources(draft, prompt_token_ids, max_tokens, prediction),
             output=OutputText(tokenizer, stop=stop, raw=raw, in_reasoning=in_reasoning),
             end_token_ids=frozenset(self.defaults.eos_token_ids),
-            max_tokens=min(max_tokens, self.context_length - len(prompt_token_ids)),
+            max_tokens=max_tokens,
             seed=seed,
         )
 
@@ -333,16 +376,16 @@ class Engine:
                 f"{vocab_size - 1}. Encode the prompt with this model's tokenizer."
             )
 
-    def _policy(self, draft: int | DraftLengthPolicy | None) -> DraftLengthPolicy:
+    def _policy(self, draft: DraftChoice) -> DraftLengthPolicy:
         limit = self.max_draft_tokens
-        if draft is None:
-            draft = min(DEFAULT_DRAFT_TOKENS, limit)
+        if draft is None or draft == "auto":
+            return self.learned.new_policy(limit)
         if isinstance(draft, DraftLengthPolicy):
             return draft
         if isinstance(draft, bool) or not isinstance(draft, int):
             raise ConfigError(
-                f"draft={draft!r} cannot be used: expected a number of tokens, 0 for none, or an "
-                "object that decides."
+                f'draft={draft!r} cannot be used: expected "auto", a number of tokens, 0 for none, '
+                "or an object that decides."
             )
         if draft > 0 and not limit:
             raise ConfigError(
@@ -355,6 +398,51 @@ class Engine:
             )
         return FixedDraftLength(draft, limit)
 
+    def _new_sources(
+        self,
+        draft: DraftChoice,
+        prompt: Sequence[int],
+        max_tokens: int,
+        prediction: str | None,
+    ) -> Callable[[], TextSources] | None:
+        """What makes the texts to draft from once the sequence begins. A given number of tokens,
+        and a policy that was not made for them, drafts from none unless it is asked to."""
+        predicted = self._prediction_ids(draft, prediction)
+        if draft not in (None, "auto") and not predicted:
+            return None
+        return lambda: TextSources(
+            prompt,
+            self.learned.trust,
+            expected_tokens=len(prompt) + max_tokens,
+            prediction=predicted,
+            earlier=self.earlier.text if self.earlier else None,
+            end_token_ids=frozenset(self.defaults.eos_token_ids),
+        )
+
+    def _prediction_ids(self, draft: DraftChoice, prediction: str | None) -> list[int]:
+        if prediction is None:
+            return []
+        if isinstance(draft, int):
+            raise ConfigError(
+                f"prediction cannot be used with draft={draft}, which drafts with the drafter or "
+                'not at all. Pass draft="auto", or leave out prediction.'
+            )
+        if not isinstance(prediction, str):
+            raise ConfigError(f"prediction must be text, got {type(prediction).__name__}.")
+        if len(prediction) > MAX_PREDICTION_LENGTH:
+            raise ConfigError(
+                f"prediction has {len(prediction)} characters, at most {MAX_PREDICTION_LENGTH} "
+                "are possible. Pass the part that the answer will repeat."
+            )
+        try:
+            prediction.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"prediction is not valid text: the character at {error.start} is half of a "
+                "surrogate pair."
+            ) from error
+        return self.pair.tokenizer.encode_text(prediction)
+
     def prefill(self, sequence: ActiveSequence, progress: PrefillProgress | None = None) -> None:
         """Feed what no kept cache holds of the prompt, and emit the first token.
 
@@ -364,7 +452,7 @@ class Engine:
         prompt = sequence.prompt_token_ids
         sequence.attach_cache(
             self._prefixes.take(prompt)
-            or self.pair.target.new_cache(self.context_length, self.max_draft_tokens)
+            or self.pair.target.new_cache(self.context_length, self._longest_draft)
         )
         output = None
         for begin in range(sequence.cache.length, len(prompt), PREFILL_CHUNK):
@@ -395,7 +483,7 @@ class Engine:
         started = time.perf_counter()
         lengths = [sequence.cache.length for sequence in sequences]
         try:
-            outcomes = run_round(self.pair.target, self.pair.drafter, sequences)
+            outcomes = run_round(self.pair.target, self.pair.drafter, sequences, self.learned.costs)
         except BaseException:  # an interrupt too: no cache may keep an unverified draft
             for sequence, length in zip(sequences, lengths, strict=True):
                 sequence.roll_back(length)
@@ -403,10 +491,15 @@ class Engine:
         elapsed = time.perf_counter() - started
         for sequence, outcome in zip(sequences, outcomes, strict=True):
             stats = sequence.stats
-            stats.record_round(outcome.num_verified_tokens, outcome.num_accepted_tokens)
+            stats.record_round(
+                outcome.num_verified_tokens, outcome.num_accepted_tokens, outcome.source
+            )
             stats.decode_s += elapsed
             stats.draft_s += outcome.draft_s
             stats.verify_s += outcome.verify_s
+        if self.on_round is not None:
+            for sequence, outcome, length in zip(sequences, outcomes, lengths, strict=True):
+                self.on_round(_trace(sequence, outcome, length + 1, started))
 
     def close(self, sequence: ActiveSequence) -> Generation:
         """End a sequence and keep its cache for a next turn. Harmless when repeated."""
@@ -415,6 +508,8 @@ class Engine:
         cache = sequence.detach_cache()
         if cache is not None:
             self._prefixes.give(sequence.token_ids[: cache.length], cache)
+            if self.earlier is not None:
+                self.earlier.add([token.token_id for token in sequence.tokens])
         return Generation(
             text=sequence.output.text,
             reasoning=sequence.output.reasoning,
@@ -424,6 +519,29 @@ class Engine:
             stats=sequence.stats,
             seed=sequence.seed,
         )
+
+
+def _trace(
+    sequence: ActiveSequence, outcome: RoundOutcome, position: int, started_s: float
+) -> RoundTrace:
+    """What to report of a round, whose first token has this position."""
+    cost = outcome.cost
+    return RoundTrace(
+        sequence=sequence.number,
+        round=sequence.stats.rounds - 1,
+        position=position,
+        kind=sequence.text_kind,
+        source=outcome.source,
+        max_draft_tokens=outcome.plan.max_draft_tokens,
+        num_draft_tokens=outcome.num_draft_tokens,
+        num_accepted_tokens=outcome.num_accepted_tokens,
+        num_tokens=len(sequence.prompt_token_ids) + len(sequence.tokens) - position,
+        predicted_gain=outcome.plan.predicted_gain,
+        started_s=started_s,
+        draft_s=cost.draft_s,
+        verify_s=cost.verify_s,
+        overhead_s=cost.overhead_s,
+    )
 
 
 class Stream:

@@ -5,7 +5,7 @@ Implements what a round needs (`speculative.round.RoundSequence`). Runs nothing 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,7 @@ from paceline.output import Delta, OutputText
 from paceline.runtime.protocols import Hidden, KVCache
 from paceline.sampling import Choice, Sampler
 from paceline.speculative.controller import DraftLengthPolicy
+from paceline.speculative.sources import TextSources
 from paceline.stats import GenerationStats
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
@@ -36,8 +37,13 @@ class EmittedToken:
 
 
 class ActiveSequence:
-    """A sequence from its opening to its end. It has a cache from its first prefill chunk on, so
-    that waiting costs no memory."""
+    """A sequence from its opening to its end. It has a cache and texts to draft from its first
+    prefill chunk on, so that waiting costs no memory.
+
+    Args:
+        number: tells it apart in a trace.
+        new_sources: makes the texts to draft from; None if the drafter alone drafts.
+    """
 
     def __init__(
         self,
@@ -49,6 +55,8 @@ class ActiveSequence:
         end_token_ids: frozenset[int],
         max_tokens: int,
         seed: int,
+        number: int = 0,
+        new_sources: Callable[[], TextSources] | None = None,
     ) -> None:
         self.prompt_token_ids = tuple(prompt_token_ids)
         self.sampler = sampler
@@ -57,11 +65,14 @@ class ActiveSequence:
         self.end_token_ids = end_token_ids
         self.max_tokens = max_tokens
         self.seed = seed
+        self.number = number
+        self.sources: TextSources | None = None
         self.last_token = self.prompt_token_ids[-1]
         self.hidden: Hidden = None
         self.tokens: list[EmittedToken] = []
         self.finish_reason: FinishReason | None = None
         self.stats = GenerationStats(prompt_tokens=len(self.prompt_token_ids))
+        self._new_sources = new_sources
         self._cache: KVCache | None = None
         self._new_deltas: list[Delta] = []
 
@@ -76,6 +87,7 @@ class ActiveSequence:
         assert cache.length < len(self.prompt_token_ids)
         self._cache = cache
         self.stats.cached_tokens = cache.length
+        self.sources = self._new_sources() if self._new_sources else None
 
     def detach_cache(self) -> KVCache | None:
         """Give the cache away; None if there is none, or none any more."""
@@ -103,6 +115,8 @@ class ActiveSequence:
         )
         self.tokens.append(token)
         self.stats.generated_tokens += 1
+        if self.sources is not None:
+            self.sources.push(choice.token_id)
         if choice.token_id in self.end_token_ids:
             self.finish("tool_calls" if self.output.num_tool_calls else "stop")
         else:

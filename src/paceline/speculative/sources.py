@@ -102,10 +102,17 @@ class TextDraft:
 class TextSource:
     """One text to draft from, as one sequence uses it."""
 
-    def __init__(self, name: str, follower: Follower, shared: SharedTrust) -> None:
+    def __init__(
+        self,
+        name: str,
+        follower: Follower,
+        shared: SharedTrust,
+        end_token_ids: frozenset[int] = frozenset(),
+    ) -> None:
         self.name = name
         self.follower = follower
         self._shared = shared
+        self._end_token_ids = end_token_ids
         self._trusts: dict[str, tuple[Trust, Trust]] = {}
         self.turn_to("")
 
@@ -164,6 +171,8 @@ class TextSource:
             rate = (other_tokens + expected) / seconds(count)
             if rate > best:
                 best, draft = rate, (count, expected)
+            if proposal.tokens[count - 1] in self._end_token_ids:
+                break
         if draft is None:
             return None
         count, expected = draft
@@ -204,6 +213,7 @@ class TextSources:
         expected_tokens: of prompt and answer together.
         prediction: token ids of a text that the answer is expected to follow.
         earlier: what was written before by other sequences of the same user.
+        end_token_ids: after one of these nothing is proposed.
     """
 
     def __init__(
@@ -214,22 +224,27 @@ class TextSources:
         expected_tokens: int = 0,
         prediction: Sequence[int] = (),
         earlier: IndexedText | None = None,
+        end_token_ids: frozenset[int] = frozenset(),
     ) -> None:
         self._own = IndexedText(expected_tokens)
         self._own.extend(prompt[:-1])
-        end = self._own.end
-        self._sources = [TextSource(SUFFIX, Follower(self._own, end, own=True), shared)]
+        self._sources: list[TextSource] = []
+        self._kind = ""
+
+        def add(name: str, text: IndexedText) -> Follower:
+            follower = Follower(text, self._own.end, own=text is self._own)
+            self._sources.append(TextSource(name, follower, shared, end_token_ids))
+            return follower
+
+        add(SUFFIX, self._own)
         if earlier is not None:
-            self._sources.append(TextSource(EARLIER, Follower(earlier, end), shared))
-        predicted = IndexedText(len(prediction))
-        predicted.extend(prediction)
+            add(EARLIER, earlier)
         for token_id in prompt[-1:]:
             self.push(token_id)
         if prediction:
-            follower = Follower(predicted, end)
-            follower.start_at(0)
-            self._sources.append(TextSource(PREDICTION, follower, shared))
-        self._kind = ""
+            predicted = IndexedText(len(prediction))
+            predicted.extend(prediction)
+            add(PREDICTION, predicted).start_at(0)
 
     @property
     def has_proposal(self) -> bool:
@@ -273,9 +288,10 @@ class _Outlook:
 
     @property
     def rate(self) -> float:
-        """Tokens a second."""
+        """Tokens a second, of plain decoding if that is more: a plan may be there to learn."""
         assert self._seconds is not None
-        return sum(self._tokens) / self._seconds
+        plain = len(self._tokens) / (self._curve.passes[0] + self._curve.overhead)
+        return max(plain, sum(self._tokens) / self._seconds)
 
     def others(self, index: int) -> tuple[Seconds, float]:
         """Seconds by rows of this sequence's draft, which costs nothing; tokens of the others."""

@@ -1,0 +1,139 @@
+"""A second of measuring: what passes of several rows and draft steps take on this machine.
+
+Runs a scratch sequence through the runtime protocols. It is where a cost model starts from: rounds
+refine it from then on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from statistics import median
+
+from paceline.runtime.protocols import (
+    Drafter,
+    DraftRequest,
+    Hidden,
+    KVCache,
+    PassOutput,
+    Rows,
+    Target,
+)
+from paceline.sampling import DrawRule
+
+ROWS = (1, 2, 3, 5, 8, 16)
+PROMPT_TOKENS = 32
+DRAFT_LENGTHS = (1, 4)
+BUDGET_S = 1.0
+MIN_SWEEPS, MAX_SWEEPS = 3, 15
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Medians of what was measured.
+
+    Args:
+        passes: seconds of a pass of the target by its rows.
+        draft: seconds of a draft however short, and of each step of it; None without a drafter.
+        sweeps: how often each was measured.
+    """
+
+    passes: Mapping[int, float]
+    draft: tuple[float, float] | None
+    sweeps: int
+
+
+def calibrate(
+    target: Target,
+    drafter: Drafter | None,
+    token_ids: Sequence[int],
+    *,
+    budget_s: float = BUDGET_S,
+    clock: Clock = time.perf_counter,
+) -> Calibration | None:
+    """Measure in turn, until the budget is used or everything was measured 15 times, and at least
+    three times. None if the clock gave nothing to go by.
+
+    Args:
+        token_ids: of some text: experts, caches and clusters are used as by real ones.
+    """
+    scratch = _Scratch(target, drafter, token_ids, clock)
+    passes: dict[int, list[float]] = {rows: [] for rows in scratch.rows}
+    drafts: dict[int, list[float]] = {steps: [] for steps in scratch.draft_lengths}
+    started, sweeps = clock(), 0
+    while sweeps < MIN_SWEEPS or (sweeps < MAX_SWEEPS and clock() - started < budget_s):
+        for rows, taken in passes.items():
+            taken.append(scratch.pass_s(rows))
+        for steps, taken in drafts.items():
+            taken.append(scratch.draft_s(steps))
+        sweeps += 1
+    known = {rows: middle for rows, taken in passes.items() if (middle := _middle(taken))}
+    if 1 not in known:
+        return None
+    return Calibration(passes=known, draft=_line(drafts), sweeps=sweeps)
+
+
+class _Scratch:
+    """A short text whose end is measured again and again."""
+
+    def __init__(
+        self, target: Target, drafter: Drafter | None, token_ids: Sequence[int], clock: Clock
+    ) -> None:
+        room = target.config.context_length
+        length = max(1, min(PROMPT_TOKENS, room - 1))
+        self.rows = [rows for rows in ROWS if length + rows <= room]
+        limit = drafter.max_draft_tokens if drafter else 0
+        self.draft_lengths = sorted({min(steps, limit) for steps in DRAFT_LENGTHS} - {0})
+        self._target, self._drafter, self._clock = target, drafter, clock
+        self._token_ids = list(islice(cycle(token_ids), length + max(ROWS)))
+        self._length = length
+        self._cache: KVCache = target.new_cache(length + max(self.rows), max(self.rows))
+        self._hidden: Hidden = self._feed(self._token_ids[:length], num_outputs=1).hidden[0]
+        self.pass_s(max(self.rows))  # the first pass of a shape may allocate
+
+    def _feed(self, token_ids: Sequence[int], num_outputs: int) -> PassOutput:
+        rows = Rows(cache=self._cache, token_ids=token_ids, num_outputs=num_outputs)
+        return self._target.forward([rows])[0]
+
+    def pass_s(self, rows: int) -> float:
+        token_ids = self._token_ids[self._length : self._length + rows]
+        started = self._clock()
+        self._feed(token_ids, num_outputs=rows)
+        taken = self._clock() - started
+        self._cache.truncate(self._length)
+        return taken
+
+    def draft_s(self, steps: int) -> float:
+        assert self._drafter is not None
+        request = DraftRequest(
+            last_token=self._token_ids[self._length],
+            hidden=self._hidden,
+            cache=self._cache,
+            max_draft_tokens=steps,
+            draw=DrawRule(temperature=0.0, seed=0),
+        )
+        started = self._clock()
+        self._drafter.draft([request])
+        return self._clock() - started
+
+
+def _middle(taken: Sequence[float]) -> float:
+    """The median of what a clock that stood or went back did not spoil; 0 if that is nothing."""
+    return median([seconds for seconds in taken if seconds > 0.0] or [0.0])
+
+
+def _line(drafts: Mapping[int, Sequence[float]]) -> tuple[float, float] | None:
+    """The fixed part and the slope of seconds over steps."""
+    points = [(steps, _middle(taken)) for steps, taken in drafts.items()]
+    points = [(steps, seconds) for steps, seconds in points if seconds > 0.0]
+    if not points:
+        return None
+    (first, first_s), (last, last_s) = points[0], points[-1]
+    if last == first or last_s <= first_s:
+        return 0.0, first_s / first
+    slope = min((last_s - first_s) / (last - first), first_s / first)
+    return first_s - slope * first, slope
