@@ -353,7 +353,7 @@ class Engine:
                 suppressed_token_ids=self.defaults.suppressed_token_ids,
             ),
             policy=self._policy(draft),
-            new_sources=self._new_sources(draft, prompt_token_ids, max_tokens, prediction),
+            new_sources=self._new_sources(draft, prompt_token_ids, prediction),
             output=OutputText(tokenizer, stop=stop, raw=raw, in_reasoning=in_reasoning),
             end_token_ids=frozenset(self.defaults.eos_token_ids),
             max_tokens=max_tokens,
@@ -399,11 +399,7 @@ class Engine:
         return FixedDraftLength(draft, limit)
 
     def _new_sources(
-        self,
-        draft: DraftChoice,
-        prompt: Sequence[int],
-        max_tokens: int,
-        prediction: str | None,
+        self, draft: DraftChoice, prompt: Sequence[int], prediction: str | None
     ) -> Callable[[], TextSources] | None:
         """What makes the texts to draft from once the sequence begins. A given number of tokens,
         and a policy that was not made for them, drafts from none unless it is asked to."""
@@ -413,7 +409,6 @@ class Engine:
         return lambda: TextSources(
             prompt,
             self.learned.trust,
-            expected_tokens=len(prompt) + max_tokens,
             prediction=predicted,
             earlier=self.earlier.text if self.earlier else None,
             end_token_ids=frozenset(self.defaults.eos_token_ids),

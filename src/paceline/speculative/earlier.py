@@ -77,7 +77,7 @@ class EarlierAnswers:
             _write(self._file, self._answers)
 
     def _index(self) -> None:
-        self.text = IndexedText(self._max_tokens)
+        self.text = IndexedText()
         self._num_tokens = sum(map(len, self._answers))
         if self._num_tokens > self._max_tokens:
             self._forget_the_oldest()

@@ -34,9 +34,12 @@ STARTING_WEIGHT = 4.0
 
 SHARED_WEIGHT = 16.0
 MEMORY = 1 - 1 / 64
-SHARED_MEMORY = 1 - 1 / 1024
-"""What one sequence has seen counts as at most 64 observations, and as 16 for a new one."""
+SHARED_MEMORY = 1 - 1 / 256
+SHARED_EVERY = 4
+"""What one sequence has seen counts as at most 64 observations, and as 16 for a new one. All
+sequences together remember 256 of every fourth."""
 
+LEAST_TRUST = 0.1
 LEAST_SURVIVAL = 0.02
 MARGIN = 1.01
 
@@ -114,6 +117,7 @@ class TextSource:
         self._shared = shared
         self._end_token_ids = end_token_ids
         self._trusts: dict[str, tuple[Trust, Trust]] = {}
+        self._seen = 0
         self.turn_to("")
 
     def turn_to(self, kind: str) -> None:
@@ -123,6 +127,14 @@ class TextSource:
             self._trusts[kind] = (shared.of_new_sequence(), shared)
         self._trust, self._shared_trust = self._trusts[kind]
 
+    @property
+    def first_trust(self) -> float:
+        """The chance of the first token of a proposal; 0 if there is none."""
+        follower = self.follower
+        if not follower.places:
+            return 0.0
+        return self._trust.factor(follower.match_length) * follower.next_share
+
     def push(self, token_id: int) -> None:
         """The text goes on. Every token shows whether a proposal would have been right, so that
         nothing need be drafted to learn."""
@@ -130,7 +142,9 @@ class TextSource:
         if follower.places:
             right, share = follower.next_token == token_id, follower.next_share
             self._trust.record(follower.match_length, share, right)
-            self._shared_trust.record(follower.match_length, share, right)
+            self._seen += 1
+            if self._seen % SHARED_EVERY == 0:
+                self._shared_trust.record(follower.match_length, share, right)
         follower.push(token_id)
 
     def draft(
@@ -142,20 +156,13 @@ class TextSource:
             seconds: of the round with so many more rows than without this sequence's draft.
             other_tokens: that the round's other sequences are expected to emit.
         """
-        follower = self.follower
-        if not follower.places or room <= 0:
+        first = self.first_trust
+        if room <= 0 or first < LEAST_TRUST:
             return None
-        first = self._trust.factor(follower.match_length) * follower.next_share
-        if first < LEAST_SURVIVAL or not self._can_pay(first, seconds, best_rate, other_tokens):
+        longest = 1 + MAX_PROPOSAL * first
+        if other_tokens + longest < best_rate * seconds(1):
             return None
         return self._longest_that_pays(room, seconds, best_rate, other_tokens)
-
-    def _can_pay(
-        self, first: float, seconds: Seconds, best_rate: float, other_tokens: float
-    ) -> bool:
-        """Whether one more row, or a whole proposal of this trust, could beat `best_rate`."""
-        surviving = 1 + MAX_PROPOSAL * first
-        return (other_tokens + surviving) / seconds(1) > best_rate
 
     def _longest_that_pays(
         self, room: int, seconds: Seconds, best_rate: float, other_tokens: float
@@ -210,7 +217,6 @@ class TextSources:
     """All the texts that one sequence drafts from, its own among them.
 
     Args:
-        expected_tokens: of prompt and answer together.
         prediction: token ids of a text that the answer is expected to follow.
         earlier: what was written before by other sequences of the same user.
         end_token_ids: after one of these nothing is proposed.
@@ -221,12 +227,11 @@ class TextSources:
         prompt: Sequence[int],
         shared: SharedTrust,
         *,
-        expected_tokens: int = 0,
         prediction: Sequence[int] = (),
         earlier: IndexedText | None = None,
         end_token_ids: frozenset[int] = frozenset(),
     ) -> None:
-        self._own = IndexedText(expected_tokens)
+        self._own = IndexedText()
         self._own.extend(prompt[:-1])
         self._sources: list[TextSource] = []
         self._kind = ""
@@ -242,13 +247,14 @@ class TextSources:
         for token_id in prompt[-1:]:
             self.push(token_id)
         if prediction:
-            predicted = IndexedText(len(prediction))
+            predicted = IndexedText()
             predicted.extend(prediction)
             add(PREDICTION, predicted).start_at(0)
 
     @property
     def has_proposal(self) -> bool:
-        return any(source.follower.places for source in self._sources)
+        """Whether a source is worth asking."""
+        return any(source.first_trust >= LEAST_TRUST for source in self._sources)
 
     def push(self, token_id: int) -> None:
         """The text goes on."""

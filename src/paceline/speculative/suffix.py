@@ -1,148 +1,102 @@
 """Where the end of a text occurred before, and what came after it there.
 
 `IndexedText` finds the places, a `Follower` keeps up with them while the text grows. They know
-tokens only: whether a proposal is worth a pass of the target is decided in `sources`.
+tokens only: whether a proposal is worth a pass of the target is decided in `sources`. All this
+runs for each token of every text, so that loops are written out where they took half of the time.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
+LONG, SHORT = 6, 3
+"""The end of a text is looked up by its last 6 tokens, else by 3."""
 
-MATCH_LENGTHS = (8, 4, 2)
-"""The end of a text is looked up by its last 8 tokens, else 4, else 2."""
-
-LONGEST = MATCH_LENGTHS[0]
 MAX_PLACES = 4
-MAX_CHAIN = 8
 MAX_PROPOSAL = 15
 MIN_LOST_MATCH = 4
 RESYNC_TOKENS = 24
 """A match of at least 4 tokens that breaks off is looked for in the next 24 tokens, 24 times."""
 
-SEPARATOR = -1
-"""Stands between two texts of an index: no token, so that no proposal goes across it."""
+TOKEN_BITS = 22
+SEPARATOR = (1 << TOKEN_BITS) - 1
+"""Stands between two texts of an index: above every token, so that no proposal goes across it."""
 
-MULTIPLIER = 0x9E3779B97F4A7C15
-POWERS = [pow(MULTIPLIER, exponent, 1 << 64) for exponent in range(LONGEST + 2)]
-BITS_64 = (1 << 64) - 1
-MIN_TABLE_BITS = 10
-MAX_TABLE_BITS = 20
-BULK = 64
+LONG_MASK = (1 << LONG * TOKEN_BITS) - 1
+SHORT_MASK = (1 << SHORT * TOKEN_BITS) - 1
 
 
 class TextEnd:
-    """The last tokens of a text, and for each of `MATCH_LENGTHS` the hash of so many of them: the
-    sum of token * MULTIPLIER**(1 + age) modulo 2**64. Tokens before the first count as 0."""
+    """The last tokens of a text, as two numbers: `TOKEN_BITS` for each token, the last one lowest.
+    Before the first token there are separators."""
+
+    __slots__ = ("long", "short")
 
     def __init__(self) -> None:
-        self.tokens = array("i", [0] * LONGEST)
-        self.hashes = [0] * len(MATCH_LENGTHS)
+        self.long = LONG_MASK
+        self.short = SHORT_MASK
 
     def push(self, token_id: int) -> None:
-        tokens, hashes = self.tokens, self.hashes  # a loop over the lengths takes twice as long
-        hashes[0] = (hashes[0] - tokens[0] * POWERS[8] + token_id) * MULTIPLIER & BITS_64
-        hashes[1] = (hashes[1] - tokens[4] * POWERS[4] + token_id) * MULTIPLIER & BITS_64
-        hashes[2] = (hashes[2] - tokens[6] * POWERS[2] + token_id) * MULTIPLIER & BITS_64
-        tokens.append(token_id)
-        del tokens[0]
+        self.long = long = (self.long << TOKEN_BITS | token_id) & LONG_MASK
+        self.short = long & SHORT_MASK
 
 
 class IndexedText:
     """Tokens, and where in them the end of a text occurs with a token to follow.
 
-    Args:
-        expected_tokens: sizes the tables. More tokens only make it find less.
-
-    Cost: constant work a token, about 16 bytes a token and 12 more for each expected one. An older
-    place may be forgotten for a newer one with the same slot, never confused with it.
+    Cost: constant work and about 250 bytes a token, less where the text repeats itself.
     """
 
-    def __init__(self, expected_tokens: int = 0) -> None:
-        bits = min(max(expected_tokens.bit_length(), MIN_TABLE_BITS), MAX_TABLE_BITS)
+    def __init__(self) -> None:
         self.tokens = array("i")
         self.end = TextEnd()
-        self._shift = 64 - bits
-        self._newest = [array("i", [-1]) * (1 << bits) for _ in MATCH_LENGTHS]
-        self._older = [array("i") for _ in MATCH_LENGTHS]
+        self.newest_long: dict[int, int] = {}
+        self.newest_short: dict[int, int] = {}
+        self._older_long = array("i")
+        self._older_short = array("i")
 
     def append(self, token_id: int) -> None:
         """Now the end before this token has a token to follow: it can be found."""
-        place, shift = len(self.tokens), self._shift
-        for hashed, newest, older in zip(self.end.hashes, self._newest, self._older, strict=True):
-            slot = hashed >> shift
-            older.append(newest[slot])
-            newest[slot] = place
-        self.tokens.append(token_id)
-        self.end.push(token_id)
+        end, tokens = self.end, self.tokens
+        place, long, short = len(tokens), end.long, end.short
+        self._older_long.append(self.newest_long.get(long, -1))
+        self.newest_long[long] = place
+        self._older_short.append(self.newest_short.get(short, -1))
+        self.newest_short[short] = place
+        tokens.append(token_id)
+        end.long = long = (long << TOKEN_BITS | token_id) & LONG_MASK
+        end.short = long & SHORT_MASK
 
-    def extend(self, token_ids: Sequence[int]) -> None:
-        """Append many at once. Equals `append` of each."""
-        if len(token_ids) < BULK:
-            for token_id in token_ids:
-                self.append(token_id)
-            return
-        first, count = len(self.tokens), len(token_ids)
-        new = array("i", token_ids)
-        joined = np.concatenate([np.array(self.end.tokens), np.array(new)]).astype(np.uint64)
-        for index, length in enumerate(MATCH_LENGTHS):
-            slots = _hashes(joined, length, count) >> np.uint64(self._shift)
-            self._link(index, slots.astype(np.int64), first)
-        self.tokens.extend(new)
-        for token_id in new[-LONGEST:]:
-            self.end.push(token_id)
+    def extend(self, token_ids: Iterable[int]) -> None:
+        """Append many at once."""
+        append = self.append
+        for token_id in token_ids:
+            append(token_id)
 
-    def _link(self, index: int, slots: NDArray[np.int64], first: int) -> None:
-        """Chain the places from `first` on, which have these slots."""
-        newest = np.frombuffer(self._newest[index], np.int32)
-        order = np.argsort(slots, kind="stable")
-        ordered = slots[order]
-        again = ordered[1:] == ordered[:-1]
-        older = newest[slots]
-        older[order[1:][again]] = first + order[:-1][again]
-        last = order[np.append(~again, True)]
-        newest[slots[last]] = first + last
-        self._older[index].frombytes(older.tobytes())
+    def places_of_long(self, place: int) -> list[int]:
+        """`place` and older ones that follow the same 6 tokens, at most `MAX_PLACES`."""
+        return _chain(self._older_long, place)
 
-    def places(self, end: TextEnd, longer_than: int = 0) -> tuple[int, list[int]]:
-        """The places of `tokens` before which stands what `end` ends with, the newest first.
-
-        Returns:
-            how many tokens were compared, the largest of `MATCH_LENGTHS` that has a place; and up
-            to `MAX_PLACES` of its places. (0, []) if none above `longer_than` has.
-        """
-        tokens = self.tokens
-        for index, length in enumerate(MATCH_LENGTHS):
-            if length <= longer_than:
-                break
-            place = self._newest[index][end.hashes[index] >> self._shift]
-            if place < length:
-                continue
-            wanted, older, found = end.tokens[-length:], self._older[index], []
-            for _ in range(MAX_CHAIN):
-                if tokens[place - length : place] == wanted:
-                    found.append(place)
-                    if len(found) == MAX_PLACES:
-                        break
-                place = older[place]
-                if place < length:
-                    break
-            if found:
-                return length, found
-        return 0, []
+    def places_of_short(self, place: int) -> list[int]:
+        """The same for 3 tokens."""
+        return _chain(self._older_short, place)
 
 
-def _hashes(joined: NDArray[np.uint64], length: int, count: int) -> NDArray[np.uint64]:
-    """[count] hashes of the `length` tokens before each of the last `count` tokens of `joined`."""
-    hashes = np.zeros(count, np.uint64)
-    for age in range(length):
-        start = LONGEST - 1 - age
-        hashes += joined[start : start + count] * np.uint64(POWERS[1 + age])
-    return hashes
+def _chain(older: array[int], place: int) -> list[int]:
+    places = [place]
+    while len(places) < MAX_PLACES and (place := older[place]) >= 0:
+        places.append(place)
+    return places
+
+
+def _short_key(tokens: array[int], at: int) -> int:
+    """`TextEnd.short` of a text that ends at this token."""
+    end = TextEnd()
+    for token_id in tokens[max(0, at + 1 - SHORT) : at + 1]:
+        end.push(token_id)
+    return end.short
 
 
 @dataclass(frozen=True)
@@ -171,6 +125,7 @@ class Follower:
     def __init__(self, text: IndexedText, end: TextEnd, *, own: bool = False) -> None:
         self.match_length = 0
         self.places: list[int] = []
+        """Indices of the tokens that may come next, the best first."""
         self._text = text
         self._end = end
         self._own = own
@@ -195,12 +150,19 @@ class Follower:
         """The written text goes on."""
         if self.places:
             self._advance(token_id)
-        if self.match_length < LONGEST:
-            length, places = self._text.places(self._end, self.match_length)
-            if places:
-                self._settle(length, places)
-            if self._lost_since < RESYNC_TOKENS:
-                self._look_nearby(token_id)
+        length = self.match_length
+        if length >= LONG:
+            return
+        text, end = self._text, self._end
+        place = text.newest_long.get(end.long)
+        if place is not None:
+            self._settle(LONG, text.places_of_long(place))
+        elif length < SHORT:
+            place = text.newest_short.get(end.short)
+            if place is not None:
+                self._settle(SHORT, text.places_of_short(place))
+        if self._lost_since < RESYNC_TOKENS:
+            self._look_nearby(token_id)
 
     def start_at(self, place: int) -> None:
         """Expect the text from here on, without a match before."""
@@ -230,20 +192,20 @@ class Follower:
         """Where a match broke off, prefer a place shortly after, even one of a single token."""
         self._lost_since += 1
         start, stop = self._lost, self._lost + RESYNC_TOKENS
-        if self.match_length > 2 or (self.places and start < self.places[0] <= stop):
+        if self.match_length > SHORT or (self.places and start < self.places[0] <= stop):
             return
-        tokens, before = self._text.tokens, self._end.tokens[-2]
+        tokens, wanted = self._text.tokens, self._end.short
         try:
             while True:
                 at = tokens.index(token_id, start, stop)
-                if not self.match_length or (at and tokens[at - 1] == before):
+                if not self.match_length or _short_key(tokens, at) == wanted:
                     break
                 start = at + 1
         except ValueError:
             return
         if at + 1 < len(tokens):
             self.places = [at + 1]
-            self.match_length = max(self.match_length, 1)
+            self.match_length = self.match_length or 1
 
     def propose(self, limit: int = MAX_PROPOSAL) -> Proposal:
         """What comes at the first place, up to `limit` tokens, with the agreement of the others."""
