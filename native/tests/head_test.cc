@@ -126,6 +126,22 @@ TEST(of_equals_the_lowest_ids_are_kept) {
   }
 }
 
+TEST(lists_keep_the_same_candidates_in_whatever_order_they_come) {
+  Candidate kept[3];
+  for (const bool backwards : {false, true}) {
+    CandidateList list{.kept = kept, .capacity = 3};
+    for (int i = 0; i < 50; ++i) {
+      const std::int32_t id = backwards ? 49 - i : i;
+      offer(list, {static_cast<float>(id % 10 / 5), id});
+    }
+    std::int32_t ids[4];
+    float logits[4];
+    merge_candidates(&list, 1, 4, ids, logits);
+    CHECK(ids[0] == 5 && ids[1] == 6 && ids[2] == 7 && ids[3] == -1);
+    CHECK(logits[2] == 1.0f && logits[3] == -kInfinity);
+  }
+}
+
 TEST(a_row_that_is_not_finite_has_no_candidates) {
   constexpr int kVocabulary = 613, kInner = 4;
   auto weights = random_values(kVocabulary * kInner, 13);
