@@ -45,8 +45,12 @@ ActivationBuffer::ActivationBuffer(int max_rows, int max_inner)
       minus_8_sums_(scales_.size()) {}
 
 Activations ActivationBuffer::view(int num_rows, int inner) const {
-  return {num_rows,           inner, values_.as<float>(), quants_.as<std::int8_t>(),
-          scales_.as<float>(), minus_8_sums_.as<std::int32_t>()};
+  return {num_rows,
+          inner,
+          values_.as<float>(),
+          quants_.as<std::int8_t>(),
+          scales_.as<float>(),
+          minus_8_sums_.as<std::int32_t>()};
 }
 
 Workspace::Workspace(const DecoderShape& shape, int num_workers, int max_rows) {
@@ -195,13 +199,16 @@ void LayerRun::gate_blocks(const Matrix& gate, const Matrix* up, const float* up
     if (up) multiply(slice(*up, block * kPanels), x, 0, panels, raised, columns);
     // Bytes of these columns as activations of their own, with the scratch for numbers.
     const std::ptrdiff_t place = static_cast<std::ptrdiff_t>(block) * out.num_rows;
-    const Activations bytes = {out.num_rows,        columns,
-                               opened,              out.quants + place * kBlockColumns,
-                               out.scales + place, out.minus_8_sums + place};
+    const Activations bytes = {out.num_rows,
+                               columns,
+                               opened,
+                               out.quants + place * kBlockColumns,
+                               out.scales + place,
+                               out.minus_8_sums + place};
     for (int row = 0; row < x.num_rows; ++row) {
       float* g = opened + static_cast<std::ptrdiff_t>(row) * columns;
-      const float* u = up ? raised + static_cast<std::ptrdiff_t>(row) * columns
-                          : up_rows + row * up_stride + at;
+      const float* u =
+          up ? raised + static_cast<std::ptrdiff_t>(row) * columns : up_rows + row * up_stride + at;
       if (is_quantized(reader)) {
         ops_.gelu_gate(g, u, columns, g);
         quantize_row(bytes, row);
@@ -284,7 +291,8 @@ void norm_rows(Worker& worker, const Kernels& kernels, const Workspace& workspac
                const DecoderShape& shape, int num_rows, NextNorm norm) {
   const Activations out = workspace.normed().view(num_rows, shape.hidden_size);
   for_each_then_rows(
-      worker, 0, 1, [](int, int) {}, num_rows, [&](int row) {
+      worker, 0, 1, [](int, int) {}, num_rows,
+      [&](int row) {
         norm_row(kernels, workspace.x() + static_cast<std::ptrdiff_t>(row) * shape.hidden_size,
                  norm.weight, shape.rms_norm_eps, out, row, norm.quantize);
       });

@@ -159,8 +159,8 @@ void LayerRun::gate_experts(int first, int end) const {
     const int active = first / blocks, block = first % blocks;
     const int until = std::min(blocks, block + end - first);
     const auto pair = 2 * static_cast<std::size_t>(plan.active[active].expert);
-    gate_blocks(experts.gate_up[pair], &experts.gate_up[pair + 1], nullptr, 0,
-                expert_input(active), block, until, expert_gated(active), experts.down[0].type);
+    gate_blocks(experts.gate_up[pair], &experts.gate_up[pair + 1], nullptr, 0, expert_input(active),
+                block, until, expert_gated(active), experts.down[0].type);
     first += until - block;
   }
 }
@@ -212,8 +212,8 @@ void LayerRun::feed_forward_with_experts() {
                       std::min(end, dense_blocks), out, weights_.down.type);
         }
         if (end > dense_blocks) {
-          multiply(experts.router, router_in, std::max(first - dense_blocks, 0),
-                   end - dense_blocks, ws_.router_logits_.as<float>(), shape_.num_experts);
+          multiply(experts.router, router_in, std::max(first - dense_blocks, 0), end - dense_blocks,
+                   ws_.router_logits_.as<float>(), shape_.num_experts);
         }
       },
       num_rows_,

@@ -10,22 +10,24 @@
 namespace paceline {
 namespace {
 
-[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
-
-void require(bool holds, const std::string& what) {
-  if (!holds) refuse(what);
+// `what` is put together only where it is needed: a pass checks its arguments without allocating.
+template <class... Parts>
+void require(bool holds, const Parts&... what) {
+  if (!holds) throw std::invalid_argument((std::string() + ... + what));
 }
+
+std::string shown(std::int64_t number) { return std::to_string(number); }
 
 void check_layer(const DecoderShape& shape, std::size_t index) {
   const LayerShape& layer = shape.layers[index];
   const std::string name = "layer " + std::to_string(index) + ": ";
-  require(layer.head_dim > 0 && layer.head_dim % 2 == 0 && layer.head_dim <= kMaxHeadDim,
-          name + "head_dim must be even and at most " + std::to_string(kMaxHeadDim));
-  require(layer.num_kv_heads > 0 && shape.num_heads % layer.num_kv_heads == 0,
-          name + "num_heads must be a multiple of num_kv_heads");
+  require(layer.head_dim > 0 && layer.head_dim % 2 == 0 && layer.head_dim <= kMaxHeadDim, name,
+          "head_dim must be even and at most ", shown(kMaxHeadDim));
+  require(layer.num_kv_heads > 0 && shape.num_heads % layer.num_kv_heads == 0, name,
+          "num_heads must be a multiple of num_kv_heads");
   require(layer.ffn_size > 0, name + "ffn_size must be positive");
-  require(layer.window >= 0 && layer.sliding == (layer.window > 0),
-          name + "a sliding layer, and no other, has a window");
+  require(layer.window >= 0 && layer.sliding == (layer.window > 0), name,
+          "a sliding layer, and no other, has a window");
   const bool owns = index < static_cast<std::size_t>(shape.first_shared_layer);
   require(layer.owns_kv == owns, name + "layers own KV up to first_shared_layer");
   const auto donor = static_cast<std::size_t>(layer.kv_layer);
@@ -33,10 +35,10 @@ void check_layer(const DecoderShape& shape, std::size_t index) {
               shape.layers[donor].owns_kv && shape.layers[donor].window == layer.window &&
               shape.layers[donor].head_dim == layer.head_dim &&
               shape.layers[donor].num_kv_heads == layer.num_kv_heads,
-          name + "kv_layer must be the layer itself or a donor of the same geometry");
+          name, "kv_layer must be the layer itself or a donor of the same geometry");
   const auto& frequencies = layer.sliding ? shape.sliding_frequencies : shape.global_frequencies;
-  require(frequencies.size() == static_cast<std::size_t>(layer.head_dim / 2),
-          name + "rotary frequencies must be head_dim / 2");
+  require(frequencies.size() == static_cast<std::size_t>(layer.head_dim / 2), name,
+          "rotary frequencies must be head_dim / 2");
 }
 
 DecoderShape checked(DecoderShape shape) {
@@ -113,9 +115,8 @@ void Target::finish() {
   parameters_.finish();
   // A layer's share of a quantised row has to begin with a block.
   require(!is_quantized(per_layer_rows_.type) || shape_.per_layer_size % kBlockColumns == 0,
-          "embed_tokens_per_layer.weight is quantised, but " +
-              std::to_string(shape_.per_layer_size) + " numbers per layer are no multiple of " +
-              std::to_string(kBlockColumns));
+          "embed_tokens_per_layer.weight is quantised, but ", shown(shape_.per_layer_size),
+          " numbers per layer are no multiple of 32");
   is_complete_ = true;
 }
 
@@ -128,7 +129,8 @@ std::unique_ptr<KVCache> Target::new_cache(std::int64_t max_length, std::int64_t
 void Target::check(std::span<const SequenceRows> sequences, const PassOutput& output) const {
   require(is_complete_, "finish() comes before forward()");
   require(output.num_candidates >= 0 && output.num_candidates <= kMaxCandidates,
-          "num_candidates must be at most " + std::to_string(kMaxCandidates));
+          "num_candidates must be 0 to 256");
+  static_assert(kMaxCandidates == 256);
   for (std::size_t i = 0; i < sequences.size(); ++i) {
     const SequenceRows& rows = sequences[i];
     require(rows.num_rows > 0, "a sequence without tokens has no place in a pass");
@@ -145,12 +147,11 @@ void Target::check(std::span<const SequenceRows> sequences, const PassOutput& ou
 }
 
 void Target::check_tokens(const SequenceRows& rows) const {
-  const int limit = shape_.per_layer_size
-                        ? std::min(shape_.vocab_size, shape_.per_layer_vocab_size)
-                        : shape_.vocab_size;
+  const int limit = shape_.per_layer_size ? std::min(shape_.vocab_size, shape_.per_layer_vocab_size)
+                                          : shape_.vocab_size;
   for (const std::int32_t id : std::span(rows.token_ids, static_cast<std::size_t>(rows.num_rows))) {
-    require(id >= 0 && id < limit, "token " + std::to_string(id) + " is not in the vocabulary of " +
-                                       std::to_string(limit));
+    if (id >= 0 && id < limit) continue;
+    require(false, "token ", shown(id), " is not in the vocabulary of ", shown(limit));
   }
 }
 
@@ -329,9 +330,8 @@ void Target::per_layer_inputs(Worker& worker, const RowSet& set, int first_layer
   const Activations in = embedded_.view(set.num_rows(), shape_.hidden_size);
   worker.for_each(num_panels(end_layer * size) - first_panel, grain_of(projection),
                   [&](int first, int end) {
-                    kernels_.linear.multiply(projection, in, first_panel + first,
-                                             first_panel + end, per_layer_.as<float>(),
-                                             projection.outputs);
+                    kernels_.linear.multiply(projection, in, first_panel + first, first_panel + end,
+                                             per_layer_.as<float>(), projection.outputs);
                   });
   const int count = end_layer - first_layer;
   worker.for_each(set.num_rows() * count, 1, [&](int first, int end) {
@@ -344,8 +344,8 @@ void Target::per_layer_inputs(Worker& worker, const RowSet& set, int first_layer
 void Target::per_layer_input(int row, const RowSet& set, int layer, int worker) const {
   const int size = shape_.per_layer_size;
   const std::int32_t id = set.token_ids[static_cast<std::size_t>(row)];
-  float* context = per_layer_.as<float>() +
-                   (static_cast<std::ptrdiff_t>(row) * num_layers() + layer) * size;
+  float* context =
+      per_layer_.as<float>() + (static_cast<std::ptrdiff_t>(row) * num_layers() + layer) * size;
   float* token = per_layer_scratch_.as<float>() + static_cast<std::ptrdiff_t>(worker) * size;
   kernels_.ops.scale(context, 1.0f / std::sqrt(static_cast<float>(shape_.hidden_size)), size);
   kernels_.ops.rms_norm(context, per_layer_projection_norm_, shape_.rms_norm_eps, size, context);

@@ -148,9 +148,7 @@ void Parameters::vector(const std::string& name, int count, const float*& to, fl
   });
 }
 
-void Parameters::custom(const std::string& name, Load load) {
-  expected_[name] = std::move(load);
-}
+void Parameters::custom(const std::string& name, Load load) { expected_[name] = std::move(load); }
 
 void Parameters::load(const Tensor& tensor) {
   if (std::find(loaded_.begin(), loaded_.end(), tensor.name) != loaded_.end()) {

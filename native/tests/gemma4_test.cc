@@ -2,7 +2,10 @@
 // however the rows are cut into passes and sequences, on any number of threads and instruction set.
 #include "paceline/gemma4.h"
 
+#include <atomic>
+#include <cstdlib>
 #include <limits>
+#include <new>
 
 #include "paceline/errors.h"
 #include "test.h"
@@ -10,6 +13,16 @@
 
 using namespace paceline;
 using namespace paceline::testing;
+
+// Counts what the C++ allocator hands out. Inlined, GCC 12 would take free for a mistake.
+static std::atomic<int> num_allocations = 0;
+[[gnu::noinline]] void* operator new(std::size_t size) {
+  ++num_allocations;
+  if (void* memory = std::malloc(size)) return memory;
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -86,7 +99,8 @@ std::vector<float> contents(const Target& target, const KVCache& cache) {
   for (int layer = 0; layer < target.shape().first_shared_layer; ++layer) {
     const std::int64_t last = cache.length() - 1;
     const bool sliding = target.shape().layers[static_cast<std::size_t>(layer)].sliding;
-    const auto numbers = cache.store(layer).read(sliding ? std::max<std::int64_t>(0, last - 39) : 0, last);
+    const auto numbers =
+        cache.store(layer).read(sliding ? std::max<std::int64_t>(0, last - 39) : 0, last);
     all.insert(all.end(), numbers.keys.begin(), numbers.keys.end());
     all.insert(all.end(), numbers.values.begin(), numbers.values.end());
   }
@@ -131,7 +145,8 @@ TEST(outputs_are_near_those_of_the_twin) {
   for_models([&](const TinyTarget& model, Geometry geometry, const char* dtype) {
     const auto exact = Twin(model).forward(tokens);
     std::vector<Twin::Output> disturbed;
-    for (unsigned seed = 0; seed < 4; ++seed) disturbed.push_back(Twin(model, seed).forward(tokens));
+    for (unsigned seed = 0; seed < 4; ++seed)
+      disturbed.push_back(Twin(model, seed).forward(tokens));
     for (const Kernels* k : all_kernels()) {
       auto target = model.load(pool, *k);
       auto cache = target->new_cache(kMaxLength, 1);
@@ -143,7 +158,8 @@ TEST(outputs_are_near_those_of_the_twin) {
           hidden = std::max(hidden, distance(other.hidden[row], exact.hidden[row]));
         }
         const auto size = [&](const Row& x) { return x.size(); };
-        const double off = distance(to_row(out.logits, row, size(exact.logits[row])), exact.logits[row]);
+        const double off =
+            distance(to_row(out.logits, row, size(exact.logits[row])), exact.logits[row]);
         const double off_hidden =
             distance(to_row(out.hidden, row, size(exact.hidden[row])), exact.hidden[row]);
         // Four samples of the disturbance; a factor for the ones not drawn.
@@ -246,8 +262,8 @@ TEST(sequences_do_not_notice_each_other) {
     }
     for (std::size_t i = 0; i < caches.size(); ++i) {
       const Share share = kShares[i];
-      rows.push_back({caches[i].get(), tokens[i].data() + share.history, share.rows,
-                      share.num_outputs, 0});
+      rows.push_back(
+          {caches[i].get(), tokens[i].data() + share.history, share.rows, share.num_outputs, 0});
     }
     Outputs out(model.shape, expected.rows, 0);
     target->forward(rows, {out.logits.data(), out.hidden.data(), nullptr, nullptr, 0});
@@ -318,6 +334,25 @@ TEST(candidates_are_the_best_logits_of_their_own_rows) {
       if (id >= 0) CHECK(out.candidate_logits[row * 5 + place] == logits[id]);
     }
   }
+}
+
+TEST(a_pass_allocates_nothing_once_it_has_run) {
+  ThreadPool pool(2);
+  for_few_models([&](const TinyTarget& model, Geometry geometry, const char* dtype) {
+    auto target = model.load(pool, kernels());
+    auto cache = target->new_cache(kMaxLength, 1);
+    const Tokens tokens = random_tokens(200, 9);
+    Outputs out(model.shape, 8, 3);
+    const auto pass = [&](int count) {
+      const SequenceRows rows = {cache.get(), tokens.data(), count, std::min(count, 8), 3};
+      target->forward({&rows, 1}, {out.logits.data(), out.hidden.data(), out.candidate_ids.data(),
+                                   out.candidate_logits.data(), 3});
+    };
+    for (const int count : {200, 200, 8}) pass(count);
+    const int before = num_allocations;
+    for (const int count : {1, 5, 8, 100}) pass(count);
+    CHECK(num_allocations == before, label(geometry, dtype, kernels()));
+  });
 }
 
 namespace {
@@ -423,11 +458,13 @@ TEST(bad_passes_are_refused_and_change_nothing) {
   const auto refusal = [&](std::vector<SequenceRows> rows, int num_candidates = 0) {
     return complaint<std::invalid_argument>([&] {
       Outputs out(model.shape, 60, 0);
-      target->forward(rows, {out.logits.data(), out.hidden.data(), nullptr, nullptr, num_candidates});
+      target->forward(rows,
+                      {out.logits.data(), out.hidden.data(), nullptr, nullptr, num_candidates});
     });
   };
-  CHECK(mentions(refusal({{roomy.get(), tokens.data(), 9, 1, 0}, {cache.get(), tokens.data(), 41, 1, 0}}),
-                 "41 positions do not fit"));
+  CHECK(mentions(
+      refusal({{roomy.get(), tokens.data(), 9, 1, 0}, {cache.get(), tokens.data(), 41, 1, 0}}),
+      "41 positions do not fit"));
   CHECK(roomy->length() == 0 && cache->length() == 0);
   for (const std::int32_t id : {-1, 203, std::numeric_limits<std::int32_t>::max()}) {
     CHECK(mentions(refusal({{cache.get(), &id, 1, 1, 0}}), "is not in the vocabulary"));
@@ -437,8 +474,9 @@ TEST(bad_passes_are_refused_and_change_nothing) {
   CHECK(mentions(refusal({{cache.get(), tokens.data(), 3, 1, 2}}, 1), "num_candidates"));
   CHECK(mentions(refusal({{cache.get(), tokens.data(), 3, 1, 0}}, 100000), "num_candidates"));
   CHECK(mentions(refusal({{foreign.get(), tokens.data(), 3, 1, 0}}), "another model"));
-  CHECK(mentions(refusal({{cache.get(), tokens.data(), 3, 1, 0}, {cache.get(), tokens.data(), 3, 1, 0}}),
-                 "share a KV cache"));
+  CHECK(mentions(
+      refusal({{cache.get(), tokens.data(), 3, 1, 0}, {cache.get(), tokens.data(), 3, 1, 0}}),
+      "share a KV cache"));
   CHECK(cache->length() == 0);
 }
 

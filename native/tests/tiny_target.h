@@ -194,7 +194,10 @@ using Row = std::vector<double>;
 class Twin {
  public:
   explicit Twin(const TinyTarget& model, std::optional<unsigned> disturb = {})
-      : model_(model), shape_(model.shape), disturb_(disturb.has_value()), bits_(disturb.value_or(0)) {}
+      : model_(model),
+        shape_(model.shape),
+        disturb_(disturb.has_value()),
+        bits_(disturb.value_or(0)) {}
 
   struct Output {
     std::vector<Row> logits, hidden;
@@ -223,7 +226,7 @@ class Twin {
   // x, off by at most `steps` roundings of numbers as large as `magnitude`.
   double err(double x, double steps, double magnitude) {
     if (!disturb_) return x;
-    return x + std::uniform_real_distribution<double>(-1, 1)(bits_)*steps * kHalfUlp * magnitude;
+    return x + std::uniform_real_distribution<double>(-1, 1)(bits_) * steps * kHalfUlp * magnitude;
   }
   Row err(Row row, double steps) {
     for (double& x : row) x = err(x, steps, std::fabs(x));
@@ -326,8 +329,8 @@ class Twin {
       add(x, norm(feed_forward(x, prefix), prefix + "post_feedforward_layernorm.weight"));
       if (shape_.per_layer_size) {
         const Row gate = linear(prefix + "per_layer_input_gate.weight", x);
-        const Row gated = gelu_gate(gate, part(extra, static_cast<int>(l) * shape_.per_layer_size,
-                                               shape_.per_layer_size));
+        const Row gated = gelu_gate(
+            gate, part(extra, static_cast<int>(l) * shape_.per_layer_size, shape_.per_layer_size));
         add(x, norm(linear(prefix + "per_layer_projection.weight", gated),
                     prefix + "post_per_layer_input_norm.weight"));
       }
@@ -360,8 +363,7 @@ class Twin {
     const int size = layer.head_dim;
     if (layer.owns_kv) {
       const Row keys = linear(prefix + "self_attn.k_proj.weight", x);
-      const Row raw =
-          layer.values_from_keys ? keys : linear(prefix + "self_attn.v_proj.weight", x);
+      const Row raw = layer.values_from_keys ? keys : linear(prefix + "self_attn.v_proj.weight", x);
       Row stored_keys, stored_values;
       for (int g = 0; g < layer.num_kv_heads; ++g) {
         Row key = norm(part(keys, g * size, size), prefix + "self_attn.k_norm.weight");
@@ -394,7 +396,8 @@ class Twin {
     for (int p = first; p <= last; ++p) {
       double score = 0, magnitude = 0;
       for (std::size_t i = 0; i < size; ++i) {
-        const double term = query[i] * keys[static_cast<std::size_t>(p)][static_cast<std::size_t>(at) + i];
+        const double term =
+            query[i] * keys[static_cast<std::size_t>(p)][static_cast<std::size_t>(at) + i];
         score += term;
         magnitude += std::fabs(term);
       }
@@ -436,7 +439,8 @@ class Twin {
     std::vector<int> order(probabilities.size());
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
-      return probabilities[static_cast<std::size_t>(a)] > probabilities[static_cast<std::size_t>(b)];
+      return probabilities[static_cast<std::size_t>(a)] >
+             probabilities[static_cast<std::size_t>(b)];
     });
     order.resize(static_cast<std::size_t>(shape_.num_experts_per_token));
     double total = 0;
@@ -446,8 +450,9 @@ class Twin {
     Row sum(x.size(), 0.0);
     for (const int e : order) {
       const auto index = static_cast<std::size_t>(e);
-      const Row gated = gelu_gate(linear(prefix + "experts.gate_up_proj", z, 2 * e * ffn, ffn),
-                                  linear(prefix + "experts.gate_up_proj", z, (2 * e + 1) * ffn, ffn));
+      const Row gated =
+          gelu_gate(linear(prefix + "experts.gate_up_proj", z, 2 * e * ffn, ffn),
+                    linear(prefix + "experts.gate_up_proj", z, (2 * e + 1) * ffn, ffn));
       const Row out =
           linear(prefix + "experts.down_proj", gated, e * shape_.hidden_size, shape_.hidden_size);
       const double weight =

@@ -24,11 +24,11 @@ struct ExpertWeights {
   Matrix router;                            // [E, D]
   const float* router_scale = nullptr;      // [D]
   const float* per_expert_scale = nullptr;  // [E]
-  std::vector<Matrix> gate_up;              // [2 E] gate and up of expert 0, of expert 1, ... [F, D]
-  std::vector<Matrix> down;                 // [E] [D, F]
-  const float* input_norm = nullptr;        // pre_feedforward_layernorm_2
-  const float* dense_norm = nullptr;        // post_feedforward_layernorm_1
-  const float* sparse_norm = nullptr;       // post_feedforward_layernorm_2
+  std::vector<Matrix> gate_up;         // [2 E] gate and up of expert 0, of expert 1, ... [F, D]
+  std::vector<Matrix> down;            // [E] [D, F]
+  const float* input_norm = nullptr;   // pre_feedforward_layernorm_2
+  const float* dense_norm = nullptr;   // post_feedforward_layernorm_1
+  const float* sparse_norm = nullptr;  // post_feedforward_layernorm_2
 };
 
 // Somebody else owns the memory (Parameters in parameters.h).
@@ -67,7 +67,7 @@ class Workspace {
  public:
   Workspace(const DecoderShape& shape, int num_workers, int max_rows);
 
-  float* x() const { return x_.as<float>(); }        // [rows][D] the residual stream
+  float* x() const { return x_.as<float>(); }                 // [rows][D] the residual stream
   const ActivationBuffer& normed() const { return normed_; }  // [rows][D]
 
  private:

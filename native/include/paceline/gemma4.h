@@ -116,15 +116,15 @@ class Target {
 
   std::mutex turn_;
   Workspace workspace_;
-  ActivationBuffer embedded_;                     // [rows][D] layer 0's input
-  AlignedBytes sliding_rope_, global_rope_;       // [rows][H]
-  AlignedBytes per_layer_, per_layer_scratch_;    // [rows][L P]; [workers][P]
+  ActivationBuffer embedded_;                   // [rows][D] layer 0's input
+  AlignedBytes sliding_rope_, global_rope_;     // [rows][H]
+  AlignedBytes per_layer_, per_layer_scratch_;  // [rows][L P]; [workers][P]
   HeadScratch head_scratch_;
   std::vector<int> windows_;  // the different ones
   std::vector<Span> spans_;
   RowSet all_, kept_;
-  std::vector<int> kept_rows_;        // their places among all rows
-  std::vector<int> num_candidates_;   // per kept row
+  std::vector<int> kept_rows_;       // their places among all rows
+  std::vector<int> num_candidates_;  // per kept row
   std::atomic<bool> rows_are_finite_ = true;
 };
 
