@@ -10,23 +10,25 @@ status is 1 at the first difference. tests/test_equality.py runs the same check.
 from __future__ import annotations
 
 import argparse
-import copy
+import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 
-import torch
+import numpy as np
 
 from paceline.bench.prompts import bundled_prompts
 from paceline.bench.provenance import provenance
+from paceline.checkpoint.names import TensorSpec, drafter_table
+from paceline.checkpoint.weights import Weight, Weights
 from paceline.config import DrafterConfig
 from paceline.engine import Engine, Generation
 from paceline.loading import LoadedPair, load_pair
 from paceline.runtime.protocols import Draft, Drafter, DraftRequest, KVCache
-from paceline.runtime.torch.drafter import TorchDrafter
 from paceline.sampling import SamplingParams
 from paceline.sequence import ActiveSequence
 from paceline.speculative.controller import DraftLengthPolicy
@@ -103,25 +105,47 @@ class WrongDrafter(InformedDrafter):
         return replace(draft, tokens=tokens, confidences=draft.confidences[: len(tokens)])
 
 
-def with_random_weights(drafter: TorchDrafter, seed: int = 0) -> TorchDrafter:
-    """The same architecture, untrained."""
-    model = copy.deepcopy(drafter.model)
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.data.copy_(noise * parameter.shape[-1] ** -0.5)
-    return TorchDrafter(model, drafter.target, drafter.position)
+def with_random_weights(pair: LoadedPair, seed: int = 0) -> Drafter:
+    """A drafter of the same architecture in the same runtime, untrained."""
+    assert pair.drafter is not None
+    weights = _random_weights(pair.drafter.config, np.random.default_rng(seed))
+    if pair.runtime == "native":
+        from paceline.runtime.native import load as native
+
+        pool = native.new_pool(pair.threads)
+        return native.load_drafter(pair.drafter.config, weights, pool, _ignore, pair.target)
+    from paceline.runtime.torch import load as in_torch
+
+    return in_torch.load_drafter(pair.drafter.config, weights, pair.dtype, _ignore, pair.target)
+
+
+def _random_weights(config: DrafterConfig, random: np.random.Generator) -> Weights:
+    """Norms of one, matrices at unit gain, tokens in order."""
+    return Weights(tensors=tuple(_random_weight(x, random) for x in drafter_table(config).specs))
+
+
+def _random_weight(spec: TensorSpec, random: np.random.Generator) -> Weight:
+    if spec.kind == "token_ordering":
+        return Weight(spec=spec, where="", dtype="I64", data=np.arange(spec.shape[0]))
+    if len(spec.shape) == 1:
+        data = np.ones(spec.shape, np.float32)
+    else:
+        data = random.standard_normal(spec.shape, np.float32) * spec.shape[-1] ** -0.5
+    return Weight(spec=spec, where="", dtype="F32", data=data.astype(np.float32))
+
+
+def _ignore(num_bytes: int) -> None:
+    """Progress that nobody watches."""
 
 
 def drafters_of(pair: LoadedPair) -> dict[str, Drafter]:
     """Everything that may draft, by name."""
     real = pair.drafter
-    assert isinstance(real, TorchDrafter), "the pair has no drafter"
+    assert real is not None, "the pair has no drafter"
     return {
         "real": real,
         "recorded": RecordedDrafter(real),
-        "random": with_random_weights(real),
+        "random": with_random_weights(pair),
         "wrong": WrongDrafter(real),
     }
 
@@ -330,14 +354,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--drafts", type=numbers, default=[1, 2, 4, 8], help="0 is compared to")
     parser.add_argument("--temperatures", type=numbers, default=[0, 1])
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--runtime", default="auto", help="native, torch or auto")
+    parser.add_argument("--dtype", help="of the torch runtime: float32 or bfloat16")
+    parser.add_argument("--isa", help="instruction set of the native runtime")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = parse(arguments)
-    pair = load_pair(asked.model, dtype=asked.dtype, threads=asked.threads)
+    if asked.isa:  # read by the native runtime when it is first used
+        os.environ["PACELINE_ISA"] = asked.isa
+    pair = load_pair(asked.model, runtime=asked.runtime, dtype=asked.dtype, threads=asked.threads)
     matrix = Matrix(
         prompts=chat_prompts(pair, asked.prompts) + long_prompts(pair, asked.long_prompts, 280),
         max_tokens=asked.tokens,
@@ -355,6 +383,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **provenance(threads=asked.threads),
         "command": " ".join(["python", *sys.argv]),
         "model": pair.name,
+        "runtime": pair.runtime,
+        "isa": isa_of(pair),
         "dtype": pair.dtype,
         "batch_size": asked.batch_size,
         "seconds": round(time.perf_counter() - started, 1),
@@ -362,6 +392,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     print(json.dumps(document, allow_nan=False))
     return 0 if document["equal"] else 1
+
+
+def isa_of(pair: LoadedPair) -> str | None:
+    """The instruction set that the native runtime uses."""
+    if pair.runtime != "native":
+        return None
+    return importlib.import_module("paceline._native").isa_name()
 
 
 def line(run: Run) -> str:

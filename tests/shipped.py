@@ -1,4 +1,4 @@
-"""The pair that ships, loaded once for each type."""
+"""The pair that ships, loaded once for each runtime and type."""
 
 from __future__ import annotations
 
@@ -9,4 +9,10 @@ from paceline.loading import LoadedPair, load_pair
 
 @cache
 def shipped_pair(dtype: str = "float32") -> LoadedPair:
-    return load_pair(dtype=dtype)
+    """In the torch runtime."""
+    return load_pair(runtime="torch", dtype=dtype)
+
+
+@cache
+def native_pair(threads: int = 1) -> LoadedPair:
+    return load_pair(runtime="native", threads=threads)

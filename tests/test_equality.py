@@ -4,13 +4,17 @@ On the pair that ships: whatever drafts, however much, in whatever company, with
 without, tokens, log-probabilities and bytes equal those of plain decoding of one sequence.
 """
 
+import json
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from itertools import product
 
 import pytest
 
+import equality
 from equality import (
     DRAFTERS,
     Divergence,
@@ -22,24 +26,26 @@ from equality import (
     compare,
     long_prompts,
 )
+from paceline import _native
 from paceline.engine import Engine
 from paceline.loading import load_pair
 from paceline.runtime.torch.target import TileAttention
 from paceline.sampling import SamplingParams
 from paceline.speculative.controller import DraftPlan
 from random_pair import write_random_pair
-from shipped import shipped_pair
+from shipped import native_pair, shipped_pair
 
 
-@pytest.fixture(scope="module")
-def pair():
-    return shipped_pair()
+@pytest.fixture(scope="module", params=["native", "torch"])
+def pair(request):
+    return native_pair() if request.param == "native" else shipped_pair()
 
 
 def prompts_of(pair, short, long):
     """Short ones, and long ones whose answers begin where the sliding rings have turned."""
-    ring = 2 * pair.target.config.sliding_window
-    return chat_prompts(pair, short) + long_prompts(pair, long, min(280, ring + 30))
+    window = pair.target.config.sliding_window
+    ring = window + 128 + 256 if pair.runtime == "native" else 2 * window
+    return chat_prompts(pair, short) + long_prompts(pair, long, ring + 30)
 
 
 class Restless:
@@ -106,6 +112,39 @@ def test_answers_end_at_the_same_place(pair):
         params=params,
     )
     check(pair, matrix)
+
+
+@pytest.mark.parametrize("top_k", [0, 64])
+def test_candidates_change_no_bit(top_k):
+    """Without log-probabilities the sampler takes what the native head has found."""
+    pair, params = native_pair(), SamplingParams(top_k=top_k, top_p=0.95)
+    matrix = Matrix(
+        prompts=prompts_of(pair, 4, 1),
+        max_tokens=40,
+        runs=[("real", 4), ("recorded", 8), ("wrong", 2)],
+        params=params,
+    )
+    report = check(pair, matrix)
+    assert report.tokens_compared == 2 * 3 * 5 * 40
+    plain = replace(matrix, params=replace(params, top_logprobs=1), runs=())
+    for temperature in matrix.temperatures:
+        with_candidates, without = (
+            answers(Engine(pair, kept_caches=0), each, temperature, 0) for each in (matrix, plain)
+        )
+        assert [x.token_ids for x in with_candidates] == [x.token_ids for x in without]
+
+
+OTHERS = [x for x in _native.isa_names() if x not in ("portable", _native.isa_name())]
+
+
+@pytest.mark.parametrize("isa", OTHERS)  # for the slow portable one see test_native_rows.py
+def test_other_instruction_sets_answer_the_same_with_drafting(isa):
+    """The whole script in a process of its own."""
+    arguments = ["--runtime=native", "--prompts=2", "--long-prompts=1", "--tokens=24"]
+    script = [sys.executable, equality.__file__, *arguments, "--drafts=3", f"--isa={isa}"]
+    run = subprocess.run(script, check=True, capture_output=True, text=True)
+    document = json.loads(run.stdout.splitlines()[-1])
+    assert (document["equal"], document["isa"]) == (True, isa)
 
 
 def test_bfloat16_is_no_exception():
