@@ -1,4 +1,7 @@
-"""The environment variables that the command line obeys. They are read in this file only."""
+"""The environment variables that the command line obeys. They are read in this file only.
+
+PACELINE_ISA works in the native runtime itself (native/dispatch.cc); here it is only shown.
+"""
 
 from __future__ import annotations
 
@@ -29,3 +32,19 @@ def state_folder() -> Path:
     if not base.is_absolute():
         base = Path.home() / ".local" / "state"
     return base / "paceline"
+
+
+def forced_instruction_set() -> str | None:
+    """PACELINE_ISA: the instruction set that the native runtime is to use."""
+    return os.environ.get("PACELINE_ISA") or None
+
+
+def hub_folder() -> Path:
+    """Where `hf download` keeps models: $HF_HUB_CACHE, else hub/ in $HF_HOME, else below the
+    user's cache folder."""
+    if os.environ.get("HF_HUB_CACHE"):
+        return Path(os.environ["HF_HUB_CACHE"])
+    if os.environ.get("HF_HOME"):
+        return Path(os.environ["HF_HOME"]) / "hub"
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "huggingface" / "hub"
