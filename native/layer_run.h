@@ -37,7 +37,7 @@ template <class Body, class Row>
 void for_each_then_rows(Worker& worker, int count, int grain, Body&& body, int num_rows,
                         Row&& row) {
   if (num_rows == 1) return worker.for_each(count, grain, body, [&] { row(0); });
-  worker.for_each(count, grain, body);
+  if (count > 0) worker.for_each(count, grain, body);
   if (num_rows == 0) return;
   worker.for_each(num_rows, 1, [&](int first, int end) {
     for (int r = first; r < end; ++r) row(r);
