@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from paceline.calibration import Calibration
 from paceline.cli import app, common
 from paceline.config import TargetConfig
 from paceline.engine import Generation
@@ -63,6 +64,11 @@ PAIR = SimpleNamespace(
 )
 
 
+CALIBRATION = Calibration(
+    passes={1: 0.05, 2: 0.055, 4: 0.07, 16: 0.2}, draft=(0.001, 0.002), sweeps=7, seconds=1.25
+)
+
+
 @dataclass(kw_only=True)
 class FakeEngine:
     """Answers everything with the same deltas, one token each.
@@ -79,12 +85,24 @@ class FakeEngine:
     interrupt_after: int | None = None
     error: Exception | None = None
     changed_by_draft: bool = False
-    speed_up: dict[int, float] = field(default_factory=dict)
+    speed_up: dict[Any, float] = field(default_factory=dict)
     pair: Any = field(default_factory=lambda: PAIR)
     max_draft_tokens: int = 8
     context_length: int = 512
     finish_reason: str = "stop"
     calls: list[dict[str, Any]] = field(default_factory=list)
+    calibration: Any = None
+    on_round: Any = None
+    kept: int = 0
+
+    def keep_learned(self) -> None:
+        self.kept += 1
+
+    def measure_costs(self) -> Calibration:
+        return CALIBRATION
+
+    def recalibrate(self) -> Calibration:
+        return CALIBRATION
 
     def default_sampling(self) -> SamplingParams:
         return SamplingParams(temperature=1.0, top_k=64, top_p=0.95)
@@ -103,9 +121,10 @@ class FakeEngine:
 
 
 class FakeStream:
-    def __init__(self, engine: FakeEngine, draft: int | None, seed: int | None) -> None:
+    def __init__(self, engine: FakeEngine, draft: Any, seed: int | None) -> None:
         self._engine = engine
-        self._draft = 4 if draft is None else draft
+        self._asked = draft
+        self._draft = 4 if draft in (None, "auto") else draft
         self._seed = 7 if seed is None else seed
         self._given: list[Delta] = []
         self._reason = engine.finish_reason
@@ -148,7 +167,7 @@ class FakeStream:
         )
 
     def _stats(self, num_tokens: int) -> GenerationStats:
-        seconds = 0.05 * max(0, num_tokens - 1) / self._engine.speed_up.get(self._draft, 1.0)
+        seconds = 0.05 * max(0, num_tokens - 1) / self._engine.speed_up.get(self._asked, 1.0)
         stats = GenerationStats(
             prompt_tokens=5,
             generated_tokens=num_tokens,

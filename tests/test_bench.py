@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli_fakes import CommandLine, FakeEngine, text_delta
+from cli_fakes import CALIBRATION, CommandLine, FakeEngine, text_delta
 from paceline.bench import figure, provenance
 from paceline.bench.ceiling import Ceiling, read_speed
+from paceline.bench.explain import explain, explanation_document, explanation_lines
 from paceline.bench.measure import Plan, measure, measure_prompt
 from paceline.bench.prompts import (
     BenchPrompt,
@@ -22,13 +24,22 @@ from paceline.bench.prompts import (
     select,
 )
 from paceline.bench.report import document, table
-from paceline.bench.summary import Spread, by_kind, summarise, worst_run
+from paceline.bench.summary import (
+    Spread,
+    auto_against_best,
+    by_kind,
+    slower_runs,
+    summarise,
+    worst_run,
+)
 from paceline.cli.bench import parse_compare
 from paceline.errors import ConfigError, MissingDependencyError, PromptError
 from paceline.sampling import SamplingParams
+from paceline.stats import GenerationStats
 
 KINDS = ("shell", "maths", "code", "edit", "prose", "chat", "extraction")
 CEILING = Ceiling(bytes_per_token=4000, read_bytes_per_s=400_000.0)
+AUTO = (0, 2, 4, "auto")
 GREEDY = SamplingParams(temperature=0.0, seed=0)
 
 
@@ -322,19 +333,19 @@ def test_processor_name(tmp_path, cpuinfo, name):
 
 
 def test_the_last_line_is_one_document(cli, tmp_path):
-    cli.engine.speed_up = {2: 1.5, 4: 2.0}
+    cli.engine.speed_up = {2: 1.5, 4: 2.0, "auto": 1.8}
     file = tmp_path / "result.json"
     outcome = cli.run("bench", "--limit", "1", "--json", str(file), "--seed", "3")
     assert (outcome.code, outcome.stderr) == (0, "")
     report = json.loads(outcome.stdout.splitlines()[-1])
     assert json.loads(file.read_text(encoding="utf-8")) == report
-    assert len(report["runs"]) == len(KINDS) * 3
+    assert len(report["runs"]) == len(KINDS) * 4
     keys = {"prompt", "kind", "draft", "decode_tps", "ratio", "acceptance_length", "equal"}
     assert all(keys <= run.keys() for run in report["runs"])
     assert all(keys - {"prompt"} <= kind.keys() for kind in report["kinds"])
     assert {"commit", "command", "processor", "threads", "versions"} <= report.keys()
     assert report["settings"] == {
-        "drafts": [0, 2, 4], "repeats": 5, "max_tokens": 128, "temperature": 0.0, "seed": 3,
+        "drafts": [0, 2, 4, "auto"], "repeats": 5, "max_tokens": 128, "temperature": 0.0, "seed": 3,
     }  # fmt: skip
     assert report["ceiling"] == {
         "bytes_per_token": 4000, "read_bytes_per_s": 400_000, "decode_tps": 100.0, "reached": 0.2,
@@ -403,6 +414,7 @@ def test_a_file_of_prompts(cli, tmp_path):
         ("2, off, 2", (0, 2)),
         ("off", (0,)),
         ("0,1", (0, 1)),
+        ("off,2,auto,auto", (0, 2, "auto")),
     ],
 )
 def test_compare(text, drafts):
@@ -411,8 +423,117 @@ def test_compare(text, drafts):
 
 @pytest.mark.parametrize("text", ["", ",", "off,", "two", "1.5", "-1"])
 def test_bad_compare(text):
-    with pytest.raises(ConfigError, match="--compare must be off or a whole number"):
+    with pytest.raises(ConfigError, match="--compare must be auto, off or a whole number"):
         parse_compare(text)
+
+
+# --- auto, and why
+
+
+def test_auto_is_compared_with_the_best_length_of_each_kind():
+    prompts = [prompt("a", "shell"), prompt("b", "maths")]
+    summaries = summaries_of(FakeEngine(speed_up={2: 2.0, 4: 1.6, "auto": 1.9}), prompts, AUTO)
+    compared = auto_against_best(summaries)
+    assert [(one.kind, one.best) for one in compared] == [
+        ("shell", "2"), ("maths", "2"), ("all", "the best of each kind"),
+    ]  # fmt: skip
+    assert [one.ratio for one in compared] == pytest.approx([0.95] * 3)
+    assert slower_runs(summaries) == []
+    assert table(summaries)[-5:] == [
+        "auto against the best fixed length, shell: 0.950 (best: 2)",
+        "auto against the best fixed length, maths: 0.950 (best: 2)",
+        "auto against the best fixed length, all: 0.950 (best: the best of each kind)",
+        "worst prompt with auto: a, 1.900; off against off 1.000 to 1.000",
+        "below 0.98 of drafting off, beyond its own noise: none",
+    ]
+
+
+def test_off_is_the_best_length_where_all_others_lose():
+    summaries = summaries_of(FakeEngine(speed_up={2: 0.5, 4: 0.6}), [prompt()], AUTO)
+    assert [(one.best, one.ratio) for one in auto_against_best(summaries)] == [("off", 1.0)]
+
+
+def test_a_slower_prompt_is_named_unless_it_may_be_noise():
+    runs, _ = measure(FakeEngine(speed_up={"auto": 0.95}), [prompt("a")], plan(AUTO, 3))
+    assert [s.prompt for s in slower_runs(summarise(runs))] == ["a"]
+    assert "below 0.98 of drafting off, beyond its own noise: a" in table(summarise(runs))[-1]
+    for repeat, stats in enumerate(runs[0].repeats):
+        stats.decode_s *= 1.0 + 0.05 * (repeat == 1)
+    assert summarise(runs)[0].noise.low == pytest.approx(1 / 1.05)
+    assert slower_runs(summarise(runs)) == []
+
+
+@pytest.mark.parametrize("drafts", [(0, 2, 4), (0, "auto")])
+def test_without_auto_or_a_length_nothing_is_compared(drafts):
+    assert auto_against_best(summaries_of(FakeEngine(), [prompt()], drafts)) == []
+
+
+def test_auto_without_measured_speed_is_not_compared():
+    assert auto_against_best(summaries_of(FakeEngine(deltas=[text_delta("4")]), [prompt()])) == []
+
+
+def with_rounds(summary, rounds, **seconds):
+    totals = GenerationStats(generated_tokens=1 + sum(1 + a for _, a in rounds), **seconds)
+    for drafted, accepted in rounds:
+        totals.record_round(drafted, accepted)
+    return replace(summary, totals=totals)
+
+
+def test_an_explanation_by_hand():
+    """Half of the first tokens are taken, and half of the second ones after them."""
+    off, four, auto = summaries_of(FakeEngine(), [prompt()], (0, 2, "auto"))
+    four_rounds = [(2, 0), (2, 0), (2, 1), (2, 2)]
+    found = explain(
+        [
+            with_rounds(off, [(0, 0)] * 7, decode_s=7 * 0.06, verify_s=7 * 0.05),
+            with_rounds(four, four_rounds, decode_s=4 * 0.08),
+            with_rounds(auto, [(0, 0), (2, 2)], decode_s=0.12),
+        ],
+        CALIBRATION,
+    )
+    assert found.costs.overhead_s == pytest.approx(0.01)
+    assert [found.costs.pass_s(rows) for rows in (1, 2, 3, 4, 10, 28)] == pytest.approx(
+        [0.05, 0.055, 0.0625, 0.07, 0.135, 0.33]
+    )
+    assert found.acceptance == (0.5, 0.5)
+    two, itself = found.predictions
+    round_s = 0.0625 + 0.001 + 2 * 0.002 + 0.01
+    assert two.predicted == pytest.approx(1.75 * 0.06 / round_s)
+    assert two.measured == pytest.approx((7 / 0.32) / (7 / 0.42))
+    assert itself.predicted == pytest.approx(4 * 0.06 / (0.06 + round_s))
+    lines = explanation_lines(found)
+    assert "a round takes 10.000 ms besides" in lines
+    assert "accepted, if all before were: 1: 50 %  2: 50 %" in lines
+    assert lines[-2:] == ["    2       1.35      1.31", " auto       1.75      2.00"]
+    assert json.loads(json.dumps(explanation_document(found)))["acceptance"] == [0.5, 0.5]
+
+
+def test_an_explanation_without_a_drafter():
+    off, two = summaries_of(FakeEngine(), [prompt()], (0, 2))
+    plain = [with_rounds(s, [(0, 0)] * 3, decode_s=0.3, verify_s=0.3) for s in (off, two)]
+    found = explain(plain, replace(CALIBRATION, passes={1: 0.1}, draft=None))
+    assert found.acceptance == ()
+    assert found.predictions[0].predicted == 1.0
+    assert "no drafter is loaded" in explanation_lines(found)
+
+
+def test_bench_explains_itself(cli, tmp_path):
+    figures = [tmp_path / "one.svg", tmp_path / "two.svg"]
+    for file in figures:
+        outcome = cli.run("bench", "--limit", "1", "--explain", "--figure", str(file))
+        assert outcome.code == 0, outcome.stderr
+    report = json.loads(outcome.stdout.splitlines()[-1])
+    assert [p["draft"] for p in report["explanation"]["predictions"]] == [2, 4, "auto"]
+    assert report["explanation"]["passes_s"] == {"1": 0.05, "2": 0.055, "4": 0.07, "16": 0.2}
+    assert "draft  predicted  measured" in outcome.stdout
+    one, two = (file.with_name(f"{file.stem}-explain.svg").read_bytes() for file in figures)
+    assert one == two
+
+
+def test_an_explanation_needs_a_fixed_length(cli):
+    outcome = cli.run("bench", "--explain", "--compare", "off,auto")
+    assert (outcome.code, cli.loaded) == (2, [])
+    assert "--explain needs a draft length to learn from" in outcome.stderr
 
 
 # --- the figure

@@ -40,8 +40,8 @@ PIPED_CASES = [
     ("//etc is what?\n", ONE, "", 0),
     ('"""One\ntwo"""\n', ONE, "", 0),
     ("/fly\nWhy?\n", ONE, "error: /fly is not a command: /help lists them.", 1),
-    ("/help\n", "", "/draft N|off", 0),
-    ("/?\n", "", "/draft N|off", 0),
+    ("/help\n", "", "/draft auto|N|off", 0),
+    ("/?\n", "", "/draft auto|N|off", 0),
     ("/show\n", "", "context      512 tokens", 0),
     ("/set\n", "", "temperature  1.0", 0),
     ("/stats\n", "", "no answers yet.", 0),
@@ -53,8 +53,8 @@ PIPED_CASES = [
     ("Why?\n/regen\n", ONE * 2, "", 0),
     ("/set seed 4\nWhy?\n/regen\n", ONE * 2, "the answer stays the same", 0),
     ("/draft 9\n", "", "error: /draft 9 is too large: this drafter supports 1 to 8.", 1),
-    ("/draft\n", "", "error: /draft needs off or a whole number.", 1),
-    ("/draft x\n", "", "error: /draft must be off or a whole number, got 'x'.", 1),
+    ("/draft\n", "", "error: /draft needs auto, off or a whole number.", 1),
+    ("/draft x\n", "", "error: /draft must be auto, off or a whole number, got 'x'.", 1),
     ("/set speed 9\n", "", "error: /set speed is not a setting: there are temperature", 1),
     ("/set top_k\n", "", "error: /set top_k needs a value.", 1),
     ("/set top_k x\n", "", "error: /set top_k: expected a whole number, got 'x'.", 1),
@@ -128,7 +128,7 @@ def test_settings_last_from_their_command_on(cli):
     )
     first, second, third = cli.engine.calls
     assert first["sampling"] == cli.engine.default_sampling()
-    assert (first["draft"], first["thinking"], first["stop"]) == (None, False, ())
+    assert (first["draft"], first["thinking"], first["stop"]) == ("auto", False, ())
     sampling = second["sampling"]
     assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.5, 3, 0.5)
     assert (sampling.min_p, sampling.seed) == (0.2, 9)
@@ -142,7 +142,7 @@ def test_a_setting_that_fails_changes_nothing(cli):
     cli.run("chat", stdin="/set top_k -1\n/draft 99\n/set max_tokens x\nWhy?\n")
     call = cli.engine.calls[0]
     assert call["sampling"] == cli.engine.default_sampling()
-    assert call["draft"] is None
+    assert call["draft"] == "auto"
 
 
 def test_a_file_goes_before_the_next_message_once(cli, tmp_path):

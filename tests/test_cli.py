@@ -14,6 +14,7 @@ import pytest
 
 from cli_fakes import (
     ANSWER_TEXT,
+    CALIBRATION,
     TERMINAL,
     CommandLine,
     FakeEngine,
@@ -26,6 +27,7 @@ from paceline.cli import (
     bench,
     chat,
     common,
+    environment,
     footer,
     generate,
     options,
@@ -34,6 +36,7 @@ from paceline.cli import (
     terminal,
 )
 from paceline.cli import demo as demo_command
+from paceline.cli.prompt_input import MAX_FILE_BYTES
 from paceline.engine import DEFAULT_MAX_TOKENS, Engine
 from paceline.errors import CheckpointError, ConfigError, PromptError
 from paceline.stats import GenerationStats
@@ -105,6 +108,8 @@ def test_every_option_reaches_the_engine(cli):
                 "runtime": options.Runtime.TORCH,
                 "dtype": options.Dtype.BFLOAT16,
                 "threads": 2,
+                "learns": False,
+                "remembers": False,
                 "progress": False,
             },
         )
@@ -122,10 +127,13 @@ def test_options_left_out_leave_the_choice_to_the_model(cli):
     assert cli.loaded[0][:2] == (None, "auto")
     call = cli.engine.calls[0]
     assert call["sampling"] == cli.engine.default_sampling()
-    assert (call["draft"], call["raw"], call["thinking"]) == (None, False, False)
+    assert (call["draft"], call["raw"], call["thinking"]) == ("auto", False, False)
+    assert call["prediction"] is None
+    assert (cli.loaded[0][2]["learns"], cli.loaded[0][2]["remembers"]) == (True, False)
+    assert cli.engine.kept == 1
 
 
-@pytest.mark.parametrize(("text", "draft"), [("off", 0), ("0", 0), ("8", 8)])
+@pytest.mark.parametrize(("text", "draft"), [("off", 0), ("0", 0), ("8", 8), ("auto", "auto")])
 def test_draft_lengths(cli, text, draft):
     cli.run("generate", "Why?", "--draft", text)
     assert cli.engine.calls[0]["draft"] == draft
@@ -170,10 +178,15 @@ ERROR_CASES = [
     (["generate", "x", "--max-tokens", "many"], "", "--max-tokens", 2),
     (["generate", "x", "--dtype", "int2"], "", "'float32', 'bfloat16'", 2),
     (["generate", "x", "--draft", "9"], "", "this drafter supports 1 to 8. Pass --draft 8", 2),
-    (["generate", "x", "--draft", "-1"], "", "--draft must be off or a whole number, got '-1'", 2),
-    (["generate", "x", "--draft", "many"], "", "--draft must be off or a whole number", 2),
-    (["generate", "x", "--draft", "²"], "", "--draft must be off or a whole number", 2),
-    (["generate", "x", "--draft", "9" * 50], "", "--draft must be off or a whole number", 2),
+    (
+        ["generate", "x", "--draft", "-1"],
+        "",
+        "--draft must be auto, off or a whole number, got '-1'",
+        2,
+    ),
+    (["generate", "x", "--draft", "many"], "", "--draft must be auto, off or a whole number", 2),
+    (["generate", "x", "--draft", "²"], "", "--draft must be auto, off or a whole number", 2),
+    (["generate", "x", "--draft", "9" * 50], "", "--draft must be auto, off or a whole number", 2),
     (["generate", "x", "--temperature", "3"], "", "temperature=3.0 is out of range", 2),
     (["generate", "x", "--temperature", "nan"], "", "temperature=nan is out of range", 2),
     (["generate", "x", "--top-p", "0"], "", "top_p=0 keeps no token", 2),
@@ -184,9 +197,14 @@ ERROR_CASES = [
     (["generate", ""], TERMINAL, "the prompt is empty", 2),
     (["generate"], "", "the prompt is empty", 2),
     (["generate"], " \n\t\n", "the prompt is empty", 2),
-    (["demo", "--draft", "off"], "", "--draft must be 1 or more here", 2),
+    (["demo", "--draft", "off"], "", "--draft must be auto, or 1 or more", 2),
     (["demo", "--draft", "9"], "", "this drafter supports 1 to 8", 2),
-    (["bench", "--compare", "off,x"], "", "--compare must be off or a whole number, got 'x'", 2),
+    (
+        ["bench", "--compare", "off,x"],
+        "",
+        "--compare must be auto, off or a whole number, got 'x'",
+        2,
+    ),
     (["bench", "--compare", "off,9"], "", "--compare 9 is too large", 2),
     (["bench", "--kind", "poetry"], "", "no prompt is of kind 'poetry': the kinds are shell", 2),
     (["bench", "--figure", "speed.pdf"], "", "must end in .svg or .png", 2),
@@ -287,9 +305,109 @@ def test_a_config_at_fault_in_a_model_folder_is_no_wrong_usage(monkeypatch):
 @pytest.mark.parametrize(("drafter", "given"), [("none", None), ("auto", "auto"), ("d", "d")])
 def test_the_drafter_none_means_no_drafter(monkeypatch, drafter, given):
     seen = []
-    monkeypatch.setattr(Engine, "load", lambda *a, **k: seen.append(a))
+    monkeypatch.setattr(Engine, "load", lambda *a, **k: seen.append(a) or FakeEngine())
     common.load_engine("m", drafter)
     assert seen == [("m", given)]
+
+
+# --- drafting
+
+
+def test_a_prediction_is_read_from_a_file(cli, tmp_path):
+    file = tmp_path / "old.py"
+    file.write_text("x = 1\n", encoding="utf-8")
+    cli.run("generate", "Rename x", "--prediction", str(file), "--remember")
+    assert cli.engine.calls[0]["prediction"] == "x = 1\n"
+    assert cli.loaded[0][2]["remembers"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b"ab\xff", "is not UTF-8 text: byte 2 is 0xff"),
+        (b"a" * (MAX_FILE_BYTES + 1), "is larger than 4 MB. Pass the part that matters"),
+    ],
+    ids=["missing", "not UTF-8", "huge"],
+)
+def test_a_bad_prediction_is_refused_before_loading(cli, tmp_path, content, message):
+    file = tmp_path / "old.py"
+    if content is not None:
+        file.write_bytes(content)
+    outcome = cli.run("generate", "Rename x", "--prediction", str(file))
+    assert (outcome.code, cli.loaded) == (2, [])
+    assert message in outcome.stderr
+
+
+@pytest.mark.parametrize("option", [["--prediction", "f"], ["--remember"]])
+def test_texts_are_drafted_from_with_auto_only(cli, option):
+    outcome = cli.run("generate", "Why?", "--draft", "4", *option)
+    assert outcome.code == 2
+    assert f"{option[0]} needs --draft auto, got --draft 4." in outcome.stderr
+
+
+@pytest.mark.parametrize("command", [["generate", "Why?"], ["bench"]])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("trace.txt", "must end in .jsonl"), ("no/such/trace.json", "in a folder that exists")],
+)
+def test_a_bad_trace_is_refused_before_loading(cli, tmp_path, command, name, message):
+    outcome = cli.run(*command, "--trace", str(tmp_path / name))
+    assert (outcome.code, cli.loaded) == (2, [])
+    assert message in outcome.stderr
+
+
+def test_a_trace_is_complete_and_what_was_learned_is_kept_after_an_error(cli, tmp_path):
+    file = tmp_path / "trace.json"
+    cli.engine.error = PromptError("too long")
+    assert cli.run("generate", "Why?", "--trace", str(file)).code == 1
+    assert json.loads(file.read_text())["traceEvents"] == []
+    assert (cli.engine.kept, cli.engine.on_round) == (1, None)
+
+
+def test_a_first_measurement_is_told(monkeypatch, capsys):
+    engine = FakeEngine(calibration=CALIBRATION)
+    monkeypatch.setattr(Engine, "load", lambda *a, **k: engine)
+    assert common.load_engine(None, "auto", learns=True) is engine
+    assert "measured how fast this machine drafts, in 1.2 s" in capsys.readouterr().err
+
+
+def test_calibrate_shows_what_it_measured(cli):
+    outcome = cli.run("calibrate", "--threads", "2")
+    assert outcome.stdout.splitlines() == [
+        "rows  pass, ms  of one row  ms a row",
+        "   1     50.00        1.00     50.00",
+        "   2     55.00        1.10     27.50",
+        "   4     70.00        1.40     17.50",
+        "  16    200.00        4.00     12.50",
+        "a draft takes 1.000 ms and 2.000 ms a token, 0.040 passes of one row",
+        "medians of 7, measured in 1.2 s",
+    ]
+    assert cli.loaded[0][2]["learns"]
+
+
+def test_calibrate_says_that_the_clock_stands_still(cli, monkeypatch):
+    monkeypatch.setattr(FakeEngine, "recalibrate", lambda engine: None)
+    outcome = cli.run("calibrate")
+    assert (outcome.code, outcome.stdout) == (1, "")
+    assert "the clock of this machine stands still" in outcome.stderr
+
+
+def test_forget_deletes_earlier_answers(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "paceline"
+    folder.mkdir()
+    (folder / "answers-1.json").touch()
+    assert cli.run("forget").stdout == f"deleted 1 file of earlier answers in {folder}.\n"
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(("value", "in_home"), [("", True), ("relative", True), ("/x", False)])
+def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path, value, in_home):
+    monkeypatch.setenv("XDG_CACHE_HOME", value)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = tmp_path / ".cache" if in_home else Path(value)
+    assert environment.cache_folder() == expected / "paceline"
 
 
 # --- the program as a whole
@@ -534,7 +652,7 @@ def test_main_takes_the_words_of_the_process(monkeypatch, capsys):
 
 
 def test_the_demo_command_shows_equality_and_speed(cli):
-    cli.engine.speed_up = {4: 1.5}
+    cli.engine.speed_up = {"auto": 1.5}
     outcome = cli.run("demo")
     assert outcome.code == 0
     assert outcome.stdout.count(ANSWER_TEXT) == 2
@@ -542,11 +660,11 @@ def test_the_demo_command_shows_equality_and_speed(cli):
     assert "acceptance length 4.00 tokens a round, 75 % of drafts accepted" in outcome.stdout
     assert "speed-up 1.50 (1.50 to 1.50): 30.0 against 20.0 tokens/s" in outcome.stdout
     drafts = [call["draft"] for call in cli.engine.calls]
-    assert drafts == [0, 4] + [0, 4, 4, 0] * 3
+    assert drafts == [0, "auto"] + [0, "auto", "auto", 0] * 3
 
 
 def test_the_demo_says_when_drafting_is_slower(cli):
-    cli.engine.speed_up = {4: 0.5}
+    cli.engine.speed_up = {"auto": 0.5}
     assert "Here drafting is slower than not drafting." in cli.run("demo").stdout
 
 

@@ -40,11 +40,13 @@ class Calibration:
         passes: seconds of a pass of the target by its rows.
         draft: seconds of a draft however short, and of each step of it; None without a drafter.
         sweeps: how often each was measured.
+        seconds: that it took in all.
     """
 
     passes: Mapping[int, float]
     draft: tuple[float, float] | None
     sweeps: int
+    seconds: float
 
 
 def calibrate(
@@ -61,6 +63,7 @@ def calibrate(
     Args:
         token_ids: of some text: experts, caches and clusters are used as by real ones.
     """
+    begun = clock()
     scratch = _Scratch(target, drafter, token_ids, clock)
     passes: dict[int, list[float]] = {rows: [] for rows in scratch.rows}
     drafts: dict[int, list[float]] = {steps: [] for steps in scratch.draft_lengths}
@@ -74,7 +77,8 @@ def calibrate(
     known = {rows: middle for rows, taken in passes.items() if (middle := _middle(taken))}
     if 1 not in known:
         return None
-    return Calibration(passes=known, draft=_line(drafts), sweeps=sweeps)
+    seconds = max(0.0, clock() - begun)
+    return Calibration(passes=known, draft=_line(drafts), sweeps=sweeps, seconds=seconds)
 
 
 class _Scratch:

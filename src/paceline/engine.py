@@ -13,12 +13,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
+from paceline.calibration import Calibration, calibrate
 from paceline.chat import Message, ToolCall, ToolDeclaration, reasoning_is_open, render
 from paceline.config import check_range
+from paceline.cpu import processor_name
 from paceline.errors import ConfigError, PromptError
 from paceline.output import Delta, OutputText
 from paceline.prefix_cache import PrefixCache
@@ -26,8 +29,9 @@ from paceline.runtime.protocols import Rows
 from paceline.sampling import Sampler, SamplingParams, random_seed
 from paceline.sequence import ActiveSequence, EmittedToken, FinishReason
 from paceline.speculative.controller import DraftLengthPolicy, FixedDraftLength, RoundOutcome
-from paceline.speculative.earlier import EarlierAnswers
-from paceline.speculative.learned import Learned
+from paceline.speculative.costs import CostModel
+from paceline.speculative.earlier import EarlierAnswers, answers_file
+from paceline.speculative.learned import Learned, LearnedFile
 from paceline.speculative.round import run_round, settle
 from paceline.speculative.sources import TextSources
 from paceline.speculative.suffix import MAX_PROPOSAL
@@ -39,7 +43,8 @@ if TYPE_CHECKING:
     from paceline.loading import LoadedPair, LoadProgress, RuntimeChoice
 
 Prompt = str | Sequence[Message]
-DraftChoice = int | Literal["auto"] | DraftLengthPolicy | None
+DraftLength = int | Literal["auto"]
+DraftChoice = DraftLength | DraftLengthPolicy | None
 PrefillProgress = Callable[[int, int], None]
 """Called with (prompt tokens done, prompt tokens in all) after each prefill chunk."""
 
@@ -47,6 +52,10 @@ PREFILL_CHUNK = 128
 DEFAULT_MAX_TOKENS = 1024
 MAX_MAX_TOKENS = 1 << 30
 MAX_PREDICTION_LENGTH = 1 << 20
+CALIBRATION_TEXT = (
+    "The sky is blue because air scatters the short waves of light more than the long ones.\n\n"
+    "def total(items):\n    return sum(item.price * item.count for item in items)\n"
+)
 DEFAULT_BATCH_SIZE = 8
 KEPT_CACHES = 2
 
@@ -128,6 +137,8 @@ class Engine:
         self.learned = learned or Learned()
         self.earlier = earlier
         self.on_round = on_round
+        self.calibration: Calibration | None = None
+        self._kept_in: LearnedFile | None = None
         self._prefixes = PrefixCache(kept_caches)
         self._numbers = count()
 
@@ -140,6 +151,9 @@ class Engine:
         runtime: RuntimeChoice = "auto",
         dtype: str | None = None,
         threads: int | None = None,
+        cache_folder: str | Path | None = None,
+        learns: bool = True,
+        remembers: bool = False,
         progress: LoadProgress | None = None,
     ) -> Engine:
         """Load a pair from disk.
@@ -150,6 +164,10 @@ class Engine:
             runtime: "native", "torch", or "auto": the native one where it is built.
             dtype: "float32" or "bfloat16", of the torch runtime only.
             threads: processor threads; None leaves it to the runtime.
+            cache_folder: where the engine may keep things between processes; None keeps nothing.
+            learns: measure the costs of drafting on this machine, a second or two, unless they
+                are in the cache folder; without one they are learned from the first rounds.
+            remembers: keep answers in the cache folder, and draft from them.
             progress: called with (bytes read, bytes in all) while weights load.
 
         Raises:
@@ -163,7 +181,58 @@ class Engine:
         pair = load_pair(
             target, drafter, runtime=runtime, dtype=dtype, threads=threads, progress=progress
         )
-        return cls(pair)
+        engine = cls(pair)
+        if cache_folder is not None:
+            engine._use_cache(Path(cache_folder), learns, remembers)
+        return engine
+
+    def _use_cache(self, folder: Path, learns: bool, remembers: bool) -> None:
+        if remembers:
+            tokenizer = self.pair.tokenizer
+            texts = (tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size))
+            self.earlier = EarlierAnswers(answers_file(folder, texts), tokenizer.vocab_size)
+        if learns:
+            self._kept_in = LearnedFile(folder, self._cost_key())
+            kept = self._kept_in.load()
+            if kept is None:
+                self.recalibrate()
+            else:
+                self.learned = kept
+
+    def _cost_key(self) -> dict[str, str | int]:
+        """All that the costs of drafting depend on."""
+        pair = self.pair
+        return {
+            "processor": processor_name(),
+            "threads": pair.threads,
+            "runtime": pair.runtime,
+            "dtype": pair.dtype,
+            "model": pair.name,
+            "target_parameters": pair.num_target_parameters,
+            "drafter_parameters": pair.num_drafter_parameters,
+            "weight_bytes": pair.weight_bytes,
+            "version": version("paceline"),
+        }
+
+    def measure_costs(self) -> Calibration | None:
+        """Measure passes and draft steps now; None if the clock gave nothing to go by."""
+        token_ids = self.pair.tokenizer.encode_text(CALIBRATION_TEXT)
+        return calibrate(self.pair.target, self.pair.drafter, token_ids)
+
+    def recalibrate(self) -> Calibration | None:
+        """Measure this machine, forget what was learned of it, and keep what was measured."""
+        self.calibration = calibration = self.measure_costs()
+        if calibration is not None:
+            costs = CostModel(calibration.passes, calibration.draft)
+            self.learned = Learned(costs, self.learned.profiles)
+            self.keep_learned()
+        return calibration
+
+    def keep_learned(self) -> None:
+        """Write what was learned to the cache folder, if there is one. That it cannot be written
+        is no error."""
+        if self._kept_in is not None:
+            self._kept_in.save(self.learned)
 
     @property
     def defaults(self) -> GenerationDefaults:

@@ -18,7 +18,7 @@ from paceline.sampling import SamplingParams
 from paceline.stats import GenerationStats
 
 if TYPE_CHECKING:
-    from paceline.engine import Engine, Generation
+    from paceline.engine import DraftLength, Engine, Generation
 
 WARM_UP_ROUNDS = 1
 RunProgress = Callable[[int, int], None]
@@ -29,7 +29,7 @@ RunProgress = Callable[[int, int], None]
 class Plan:
     """How to measure. `drafts` begins with 0, which all others are compared with."""
 
-    drafts: tuple[int, ...]
+    drafts: tuple[DraftLength, ...]
     repeats: int
     max_tokens: int
     sampling: SamplingParams
@@ -43,7 +43,7 @@ class Plan:
         """Runs of one prompt, the warm-up included."""
         return len(self.drafts) * (WARM_UP_ROUNDS + self.repeats)
 
-    def rounds(self) -> Iterator[tuple[bool, tuple[int, ...]]]:
+    def rounds(self) -> Iterator[tuple[bool, tuple[DraftLength, ...]]]:
         """For each round: whether it counts, and the draft lengths in their order."""
         for index in range(WARM_UP_ROUNDS + self.repeats):
             order = self.drafts if index % 2 == 0 else self.drafts[::-1]
@@ -66,7 +66,7 @@ class Run:
     """One prompt with one draft length: the counted repeats, in order."""
 
     prompt: BenchPrompt
-    draft: int
+    draft: DraftLength
     repeats: list[GenerationStats] = field(default_factory=list)
     output: Output = Output()
     equal: bool = True
@@ -126,7 +126,7 @@ def measure_prompt(
 
 
 def _converse(
-    engine: Engine, prompt: BenchPrompt, draft: int, plan: Plan
+    engine: Engine, prompt: BenchPrompt, draft: DraftLength, plan: Plan
 ) -> tuple[Output, GenerationStats]:
     """Ask turn after turn, with the model's own answers in between."""
     messages: list[Message] = []

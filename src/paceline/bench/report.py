@@ -7,7 +7,16 @@ from statistics import median
 
 from paceline.bench.ceiling import Ceiling
 from paceline.bench.measure import Plan, Skipped
-from paceline.bench.summary import KindSummary, RunSummary, Spread, by_kind, worst_run
+from paceline.bench.summary import (
+    AUTO,
+    KindSummary,
+    RunSummary,
+    Spread,
+    auto_against_best,
+    by_kind,
+    slower_runs,
+    worst_run,
+)
 
 DIGITS = 4
 
@@ -38,6 +47,11 @@ def document(
         "equal": all(summary.equal for summary in summaries),
         "runs": [_run_row(summary) for summary in summaries],
         "kinds": [_kind_row(kind) for kind in by_kind(summaries)],
+        "auto_against_best": [
+            {"kind": one.kind, "best": one.best, "ratio": _rounded(one.ratio)}
+            for one in auto_against_best(summaries)
+        ],
+        "slower_than_off": [summary.prompt for summary in slower_runs(summaries)],
         "skipped": [{"prompt": s.prompt.name, "reason": s.reason} for s in skipped],
     }
 
@@ -55,6 +69,8 @@ def _run_row(summary: RunSummary) -> dict[str, object]:
         "draft": summary.draft,
         "generated_tokens": summary.generated_tokens,
         **_measured(summary),
+        "noise_spread": _ends(summary.noise),
+        "sources": summary.totals.to_json()["sources"],
         "equal": summary.equal,
     }
 
@@ -119,11 +135,11 @@ def table(summaries: Sequence[RunSummary]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-    return [*lines, *_worst_line(summaries)]
+    return [*lines, *_worst_line(summaries), *_auto_lines(summaries)]
 
 
 def _table_row(kind: KindSummary) -> tuple[str, ...]:
-    drafting = kind.draft > 0
+    drafting = kind.draft != 0
     return (
         kind.kind,
         str(kind.draft) if drafting else "off",
@@ -144,3 +160,22 @@ def _worst_line(summaries: Sequence[RunSummary]) -> list[str]:
         f"worst prompt: {worst.prompt} with draft {worst.draft}, "
         f"{worst.ratio.median:.2f} times the speed without drafting"
     ]
+
+
+def _auto_lines(summaries: Sequence[RunSummary]) -> list[str]:
+    """What auto is to show: how close it comes to the best length, and where it is slower."""
+    lines = [
+        f"auto against the best fixed length, {one.kind}: {one.ratio:.3f} (best: {one.best})"
+        for one in auto_against_best(summaries)
+    ]
+    worst = worst_run(summary for summary in summaries if summary.draft == AUTO)
+    if worst and worst.ratio and worst.noise:
+        lines.append(
+            f"worst prompt with auto: {worst.prompt}, {worst.ratio.median:.3f}; off against off "
+            f"{worst.noise.low:.3f} to {worst.noise.high:.3f}"
+        )
+    slower = slower_runs(summaries)
+    if lines:
+        names = ", ".join(summary.prompt for summary in slower) or "none"
+        lines.append(f"below 0.98 of drafting off, beyond its own noise: {names}")
+    return lines

@@ -10,11 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TYPE_CHECKING, Literal
 
 from paceline.bench.measure import Run
 from paceline.stats import GenerationStats
 
+if TYPE_CHECKING:
+    from paceline.engine import DraftLength
+
 ALL_KINDS = "all"
+AUTO: Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +39,15 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """One prompt with one draft length. `ratio` is its speed over that with drafting off."""
+    """One prompt with one draft length. `ratio` is its speed over that with drafting off, `noise`
+    that of drafting off over itself in the next repeat."""
 
     prompt: str
     kind: str
-    draft: int
+    draft: DraftLength
     decode_tps: Spread | None
     ratio: Spread | None
+    noise: Spread | None
     acceptance_length: float | None
     equal: bool
     generated_tokens: int  # of one repeat
@@ -53,7 +60,7 @@ class KindSummary:
     where there is one prompt only."""
 
     kind: str
-    draft: int
+    draft: DraftLength
     num_prompts: int
     decode_tps: Spread | None
     ratio: Spread | None
@@ -75,7 +82,8 @@ def _summary(run: Run, off: Run) -> RunSummary:
         kind=run.prompt.kind,
         draft=run.draft,
         decode_tps=Spread.of([s.decode_tps for s in run.repeats if s.decode_tps is not None]),
-        ratio=Spread.of(_ratios(run, off)),
+        ratio=Spread.of(_ratios(run.repeats, off.repeats)),
+        noise=Spread.of(_ratios(off.repeats, off.repeats[1:])),
         acceptance_length=totals.acceptance_length,
         equal=run.equal,
         generated_tokens=len(run.output.token_ids),
@@ -83,11 +91,10 @@ def _summary(run: Run, off: Run) -> RunSummary:
     )
 
 
-def _ratios(run: Run, off: Run) -> list[float]:
-    pairs = zip(run.repeats, off.repeats, strict=True)
+def _ratios(run: Sequence[GenerationStats], off: Sequence[GenerationStats]) -> list[float]:
     return [
         one.decode_tps / other.decode_tps
-        for one, other in pairs
+        for one, other in zip(run, off, strict=False)
         if one.decode_tps and other.decode_tps
     ]
 
@@ -115,7 +122,7 @@ def by_kind(summaries: Sequence[RunSummary]) -> list[KindSummary]:
     return [_kind_summary(kind, draft, group) for kind, draft, group in groups]
 
 
-def _kind_summary(kind: str, draft: int, group: Sequence[RunSummary]) -> KindSummary:
+def _kind_summary(kind: str, draft: DraftLength, group: Sequence[RunSummary]) -> KindSummary:
     worst = worst_run(group)
     return KindSummary(
         kind=kind,
@@ -137,3 +144,48 @@ def worst_run(summaries: Iterable[RunSummary]) -> RunSummary | None:
     """The drafting run with the lowest ratio; None if no ratio was measured."""
     measured = [(s.ratio.median, s) for s in summaries if s.draft and s.ratio]
     return min(measured, key=lambda pair: pair[0])[1] if measured else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoAgainstBest:
+    """How drafting by measured costs compares with the fixed length that was best for a kind;
+    of all kinds, with the best length for each of them."""
+
+    kind: str
+    best: str
+    ratio: float
+
+
+def auto_against_best(summaries: Sequence[RunSummary]) -> list[AutoAgainstBest]:
+    """Seconds a token over all prompts of a kind; none without auto or a fixed length."""
+    compared, auto_s, best_s = [], 0.0, 0.0
+    for kind in dict.fromkeys(summary.kind for summary in summaries):
+        seconds: dict[DraftLength, float] = {}
+        for summary in summaries:
+            if summary.kind == kind:
+                seconds[summary.draft] = seconds.get(summary.draft, 0.0) + summary.totals.decode_s
+        auto = seconds.pop(AUTO, 0.0)
+        if not auto or len(seconds) < 2 or not all(seconds.values()):
+            return []
+        best = min(seconds, key=lambda draft: seconds[draft])
+        compared.append(_against(kind, str(best) if best else "off", seconds[best], auto))
+        auto_s, best_s = auto_s + auto, best_s + seconds[best]
+    if len(compared) > 1:
+        compared.append(_against(ALL_KINDS, "the best of each kind", best_s, auto_s))
+    return compared
+
+
+def _against(kind: str, best: str, best_s: float, auto_s: float) -> AutoAgainstBest:
+    return AutoAgainstBest(kind=kind, best=best, ratio=best_s / auto_s)
+
+
+def slower_runs(summaries: Iterable[RunSummary], least: float = 0.98) -> list[RunSummary]:
+    """Runs of auto that are below `least` of drafting off, by more than drafting off is below
+    itself."""
+    return [
+        s
+        for s in summaries
+        if s.draft == AUTO
+        and s.ratio
+        and s.ratio.median < least - max(0.0, 1.0 - s.noise.low if s.noise else 0.0)
+    ]

@@ -32,6 +32,7 @@ def stream_answer(engine: Engine, prompt: Prompt, settings: AnswerSettings) -> G
             max_tokens=settings.max_tokens,
             stop=settings.stop,
             draft=settings.draft,
+            prediction=settings.prediction,
             prefill_progress=bar,
         ) as stream,
     ):

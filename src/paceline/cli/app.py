@@ -14,10 +14,12 @@ from typing import Annotated
 import typer
 
 from paceline.cli.bench import bench
+from paceline.cli.calibrate import calibrate
 from paceline.cli.chat import chat
 from paceline.cli.convert import convert
 from paceline.cli.demo import demo
 from paceline.cli.doctor import doctor
+from paceline.cli.forget import forget
 from paceline.cli.generate import generate
 from paceline.cli.plan import plan
 from paceline.errors import ConfigError, PacelineError
@@ -31,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, bench, demo, convert, plan, doctor):
+for command in (generate, chat, bench, demo, convert, plan, doctor, calibrate, forget):
     app.command()(command)
 
 

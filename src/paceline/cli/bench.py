@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from paceline.bench.measure import Plan, Skipped
     from paceline.bench.prompts import BenchPrompt
     from paceline.bench.summary import RunSummary
-    from paceline.engine import Engine
+    from paceline.calibration import Calibration
+    from paceline.engine import DraftLength, Engine
 
 
 def bench(
     model: options.Model = None,
     drafter: options.Drafter = "auto",
     compare: Annotated[
-        str, typer.Option(metavar="off,N,...", help="Draft lengths; off is always among them.")
-    ] = "off,2,4",
+        str,
+        typer.Option(metavar="off,N,auto,...", help="Draft lengths; off is always among them."),
+    ] = "off,2,4,auto",
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -52,6 +54,15 @@ def bench(
     figure: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw speed-up and acceptance: .svg, .png.")
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Show costs, acceptance by position, and predicted against measured speed-up; "
+            "with --figure also in FILE-explain.",
+        ),
+    ] = False,
+    trace: options.Trace = None,
     threads: options.Threads = None,
     runtime: options.RuntimeOption = options.Runtime.AUTO,
     dtype: options.DtypeOption = None,
@@ -63,7 +74,8 @@ def bench(
     differs from that without drafting.
     """
     drafts = parse_compare(compare)
-    _check_outputs(json_file, figure)
+    _check_explain(explain, drafts)
+    _check_outputs(json_file, figure, trace)
     chosen = _chosen_prompts(prompts, kind or [], limit)
     engine = common.load_engine(
         model,
@@ -71,12 +83,17 @@ def bench(
         runtime=runtime,
         dtype=dtype,
         threads=threads,
+        learns="auto" in drafts,
         progress=not no_progress,
     )
     plan = _plan(engine, drafts, repeats, max_tokens, temperature, seed)
     ceiling = _ceiling(engine)
-    summaries, skipped = _measured(engine, chosen, plan, progress=not no_progress)
+    calibration = engine.measure_costs() if explain else None
+    with common.at_work(engine, trace):
+        summaries, skipped = _measured(engine, chosen, plan, progress=not no_progress)
     report = _reported(summaries, skipped, plan, ceiling, _conditions(engine))
+    if calibration is not None and summaries:
+        report["explanation"] = _explained(summaries, calibration, figure)
     _write_files(report, summaries, json_file, figure)
     print(json.dumps(report, allow_nan=False))
     if not summaries:
@@ -85,18 +102,27 @@ def bench(
         raise typer.Exit(1)
 
 
-def parse_compare(text: str) -> tuple[int, ...]:
+def parse_compare(text: str) -> tuple[DraftLength, ...]:
     """Draft lengths, each once, 0 first.
 
     Raises:
-        ConfigError: a part is neither "off" nor a whole number.
+        ConfigError: a part is neither "auto" nor "off" nor a whole number.
     """
     lengths = [options.parse_draft(part.strip(), option="--compare") for part in text.split(",")]
     return tuple(dict.fromkeys([0, *(length for length in lengths if length)]))
 
 
-def _check_outputs(json_file: Path | None, figure: Path | None) -> None:
+def _check_explain(explain: bool, drafts: tuple[DraftLength, ...]) -> None:
+    if explain and not any(isinstance(draft, int) and draft for draft in drafts):
+        raise ConfigError("--explain needs a draft length to learn from: --compare off,8,auto.")
+
+
+def _check_outputs(json_file: Path | None, figure: Path | None, trace: Path | None) -> None:
     """Find out before a long run whether its results can be written."""
+    if trace is not None:
+        from paceline.speculative.trace import check_trace
+
+        check_trace(trace)
     for option, path in (("--json", json_file), ("--figure", figure)):
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise ConfigError(f"{option} {path} is not a file in a folder that exists.")
@@ -114,7 +140,7 @@ def _chosen_prompts(path: Path | None, kinds: list[str], limit: int | None) -> l
 
 def _plan(
     engine: Engine,
-    drafts: tuple[int, ...],
+    drafts: tuple[DraftLength, ...],
     repeats: int,
     max_tokens: int,
     temperature: float,
@@ -177,6 +203,21 @@ def _reported(
     for line in [*table(summaries), *reached_line(summaries, ceiling)]:
         print(line)
     return document(summaries, skipped, plan, ceiling, conditions)
+
+
+def _explained(
+    summaries: list[RunSummary], calibration: Calibration, figure: Path | None
+) -> dict[str, object]:
+    """Print the explanation, draw it, and return the document."""
+    from paceline.bench.explain import explain, explanation_document, explanation_lines
+    from paceline.bench.figure import draw_explanation
+
+    explanation = explain(summaries, calibration)
+    for line in explanation_lines(explanation):
+        print(line)
+    if figure is not None:
+        draw_explanation(explanation, figure.with_name(f"{figure.stem}-explain{figure.suffix}"))
+    return explanation_document(explanation)
 
 
 def _write_files(

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def chat(
     model: options.Model = None,
     drafter: options.Drafter = "auto",
-    draft: options.Draft = None,
+    draft: options.Draft = "auto",
+    remember: options.Remember = False,
     max_tokens: options.MaxTokens = options.MAX_TOKENS,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -29,6 +30,7 @@ def chat(
     think: options.Think = False,
     show_draft: options.ShowDraft = False,
     stats: options.Stats = None,
+    trace: options.Trace = None,
     no_history: Annotated[
         bool, typer.Option("--no-history", help="Do not keep typed lines for the next time.")
     ] = False,
@@ -41,7 +43,7 @@ def chat(
 
     Through a pipe each line is a turn, and standard output carries the answers only.
     """
-    num_draft_tokens = options.parse_draft(draft)
+    length = common.parse_drafting(draft, trace, remember=remember)
     interactive = terminal.is_terminal(sys.stdin)
     source: LineInput = TerminalInput(keep_history=not no_history) if interactive else PipedInput()
     engine = common.load_engine(
@@ -50,6 +52,8 @@ def chat(
         runtime=runtime,
         dtype=dtype,
         threads=threads,
+        learns=length == "auto",
+        remembers=remember,
         progress=not no_progress,
     )
     settings = common.AnswerSettings(
@@ -58,13 +62,15 @@ def chat(
         ),
         max_tokens=max_tokens,
         stop=tuple(stop or ()),
-        draft=common.check_draft(engine, num_draft_tokens),
+        draft=common.check_draft(engine, length),
         thinking=think,
         show_draft=show_draft,
         stats=answer.default_stats(stats),
         progress=not no_progress,
     )
-    if not _run(engine, settings, system, source, interactive=interactive):
+    with common.at_work(engine, trace):
+        well = _run(engine, settings, system, source, interactive=interactive)
+    if not well:
         raise typer.Exit(1)
 
 

@@ -14,17 +14,16 @@ from paceline.errors import ConfigError
 if TYPE_CHECKING:
     from paceline.bench.measure import Output
     from paceline.bench.summary import RunSummary
-    from paceline.engine import Engine
+    from paceline.engine import DraftLength, Engine
 
 QUESTION = "How do I list all files, also the hidden ones, with ls?"
-DEFAULT_DRAFT = "4"
 
 
 def demo(
     question: Annotated[str, typer.Argument(help="What to ask.")] = QUESTION,
     model: options.Model = None,
     drafter: options.Drafter = "auto",
-    draft: options.Draft = DEFAULT_DRAFT,
+    draft: options.Draft = "auto",
     max_tokens: options.MaxTokens = 200,
     repeats: Annotated[int, typer.Option(min=1, help="Counted runs with and without.")] = 5,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
@@ -40,13 +39,14 @@ def demo(
     """
     length = options.parse_draft(draft)
     if not length:
-        raise ConfigError("--draft must be 1 or more here: the demo compares it with off.")
+        raise ConfigError("--draft must be auto, or 1 or more: the demo compares it with off.")
     engine = common.load_engine(
         model,
         drafter,
         runtime=runtime,
         dtype=dtype,
         threads=threads,
+        learns=length == "auto",
         progress=not no_progress,
     )
     settings = common.AnswerSettings(
@@ -57,9 +57,11 @@ def demo(
     )
     common.check_draft(engine, length)
     print(f"question: {question}\n", flush=True)
-    plain = _shown("drafting off", engine, question, settings, 0)
-    drafted = _shown(f"drafting {length} tokens a round", engine, question, settings, length)
-    off, on = _timed(engine, question, settings, length, repeats)
+    with common.at_work(engine):
+        plain = _shown("drafting off", engine, question, settings, 0)
+        title = "drafting what pays" if length == "auto" else f"drafting {length} tokens a round"
+        drafted = _shown(title, engine, question, settings, length)
+        off, on = _timed(engine, question, settings, length, repeats)
     equal = plain == drafted and off.equal and on.equal
     print(_verdict(plain, equal))
     for line in _figures(off, on, repeats):
@@ -69,7 +71,7 @@ def demo(
 
 
 def _shown(
-    title: str, engine: Engine, question: str, settings: common.AnswerSettings, draft: int
+    title: str, engine: Engine, question: str, settings: common.AnswerSettings, draft: DraftLength
 ) -> Output:
     """Print one answer as it comes, drafted tokens underlined where a terminal shows it."""
     from paceline.bench.measure import output_of
@@ -85,7 +87,11 @@ def _shown(
 
 
 def _timed(
-    engine: Engine, question: str, settings: common.AnswerSettings, draft: int, repeats: int
+    engine: Engine,
+    question: str,
+    settings: common.AnswerSettings,
+    draft: DraftLength,
+    repeats: int,
 ) -> tuple[RunSummary, RunSummary]:
     from paceline.bench.measure import Plan, measure_prompt
     from paceline.bench.prompts import BenchPrompt

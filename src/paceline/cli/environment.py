@@ -34,6 +34,15 @@ def state_folder() -> Path:
     return base / "paceline"
 
 
+def cache_folder() -> Path:
+    """Where measured costs and, if asked for, earlier answers are kept: $XDG_CACHE_HOME/paceline,
+    or ~/.cache/paceline. A relative XDG_CACHE_HOME is ignored."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    if not base.is_absolute():
+        base = Path.home() / ".cache"
+    return base / "paceline"
+
+
 def forced_instruction_set() -> str | None:
     """PACELINE_ISA: the instruction set that the native runtime is to use."""
     return os.environ.get("PACELINE_ISA") or None

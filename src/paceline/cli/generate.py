@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from paceline.cli import answer, common, options
-from paceline.cli.prompt_input import read_prompt
+from paceline.cli.prompt_input import read_prompt, read_text_file
 from paceline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ def generate(
     ] = None,
     model: options.Model = None,
     drafter: options.Drafter = "auto",
-    draft: options.Draft = None,
+    draft: options.Draft = "auto",
+    prediction: options.Prediction = None,
+    remember: options.Remember = False,
     max_tokens: options.MaxTokens = options.MAX_TOKENS,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -35,14 +37,16 @@ def generate(
     think: options.Think = False,
     show_draft: options.ShowDraft = False,
     stats: options.Stats = None,
+    trace: options.Trace = None,
     threads: options.Threads = None,
     runtime: options.RuntimeOption = options.Runtime.AUTO,
     dtype: options.DtypeOption = None,
     no_progress: options.NoProgress = False,
 ) -> None:
     """Answer one prompt. Standard output carries the model's text and nothing else."""
-    num_draft_tokens = options.parse_draft(draft)
+    length = common.parse_drafting(draft, trace, prediction=prediction, remember=remember)
     _check_raw(raw, system, think)
+    predicted = None if prediction is None else read_text_file(prediction, "--prediction")
     text = read_prompt(prompt, keep_line_end=raw)
     engine = common.load_engine(
         model,
@@ -50,6 +54,8 @@ def generate(
         runtime=runtime,
         dtype=dtype,
         threads=threads,
+        learns=length == "auto",
+        remembers=remember,
         progress=not no_progress,
     )
     settings = common.AnswerSettings(
@@ -58,7 +64,8 @@ def generate(
         ),
         max_tokens=max_tokens,
         stop=tuple(stop or ()),
-        draft=common.check_draft(engine, num_draft_tokens),
+        draft=common.check_draft(engine, length),
+        prediction=predicted,
         raw=raw,
         thinking=think,
         show_draft=show_draft,
@@ -67,7 +74,8 @@ def generate(
     )
     if show_draft:
         answer.show_legend()
-    result = answer.stream_answer(engine, _with_system(text, system), settings)
+    with common.at_work(engine, trace):
+        result = answer.stream_answer(engine, _with_system(text, system), settings)
     if result.finish_reason == "cancelled":
         raise KeyboardInterrupt
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paceline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from paceline.engine import DraftLength
 
 MAX_TOKENS = 1024
 """Equal to `paceline.engine.DEFAULT_MAX_TOKENS`, which is too slow to import for a help text."""
@@ -45,9 +49,29 @@ Drafter = Annotated[
     ),
 ]
 Draft = Annotated[
-    str | None,
+    str,
     typer.Option(
-        metavar="off|N", help="Tokens to draft each round. It changes the speed, never the text."
+        metavar="auto|N|off",
+        help="Tokens to draft each round; auto drafts what pays here. It changes the speed, never "
+        "the text.",
+    ),
+]
+Prediction = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A text that the answer will mostly repeat, to draft from."),
+]
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Write what each round did: .jsonl, or .json for ui.perfetto.dev."
+    ),
+]
+Remember = Annotated[
+    bool,
+    typer.Option(
+        "--remember",
+        help="Draft from earlier answers too, and keep this one for it; paceline forget deletes "
+        "them.",
     ),
 ]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
@@ -97,16 +121,16 @@ DtypeOption = Annotated[
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Draw no progress bars.")]
 
 
-def parse_draft(text: str | None, *, option: str = "--draft") -> int | None:
-    """The number of tokens to draft: 0 for "off", None where nothing was said.
+def parse_draft(text: str, *, option: str = "--draft") -> DraftLength:
+    """The number of tokens to draft: 0 for "off", "auto" for what pays.
 
     Raises:
-        ConfigError: it is neither "off" nor a whole number.
+        ConfigError: it is neither "auto" nor "off" nor a whole number.
     """
-    if text is None:
-        return None
+    if text == "auto":
+        return "auto"
     if text == "off":
         return 0
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise ConfigError(f"{option} must be off or a whole number, got {text!r}.")
+        raise ConfigError(f"{option} must be auto, off or a whole number, got {text!r}.")
     return int(text)

@@ -1,4 +1,4 @@
-"""Text from standard input: a whole prompt, or line by line.
+"""Text from standard input, a whole prompt or line by line, and from files.
 
 Bytes are decoded here, strictly and as UTF-8, whatever the locale says.
 """
@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from paceline.cli.terminal import is_terminal
 from paceline.errors import ConfigError, PromptError
+
+MAX_FILE_BYTES = 4 << 20
 
 
 class NoPromptError(ConfigError, PromptError):
@@ -65,6 +68,29 @@ def piped_lines() -> Iterator[str]:
             return
         yield _decoded(line, first_byte=position).removesuffix("\n").removesuffix("\r")
         position += len(line)
+
+
+def read_text_file(path: Path, option: str) -> str:
+    """The text of a file that an option names.
+
+    Raises:
+        ConfigError: it cannot be read, is too large or not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{option} {path} cannot be read: {error.strerror or error}.") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(
+            f"{option} {path} is larger than {MAX_FILE_BYTES >> 20} MB. Pass the part that matters."
+        )
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{option} {path} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}."
+        ) from error
 
 
 def _decoded(data: bytes, *, first_byte: int) -> str:

@@ -158,12 +158,8 @@ def _show(session: ChatSession, argument: str) -> Next:
     draft = session.settings.draft
     for line in _settings_lines(session):
         note(line)
-    note(
-        f"draft        {'off' if draft == 0 else 'default' if draft is None else draft}"
-        f"  (up to {limit})"
-        if limit
-        else "draft        off  (no drafter is loaded)"
-    )
+    drafter = f"up to {limit} by the drafter" if limit else "no drafter is loaded"
+    note(f"draft        {'off' if draft == 0 else draft}  ({drafter})")
     note(f"think        {'on' if session.settings.thinking else 'off'}")
     note(f"system       {session.conversation.system or 'off'}")
     note(f"context      {session.engine.context_length} tokens")
@@ -190,9 +186,9 @@ def _stats(session: ChatSession, argument: str) -> Next:
 
 
 def _draft(session: ChatSession, argument: str) -> Next:
-    draft = options.parse_draft(argument or None, option="/draft")
-    if draft is None:
-        raise ConfigError("/draft needs off or a whole number.")
+    if not argument:
+        raise ConfigError("/draft needs auto, off or a whole number.")
+    draft = options.parse_draft(argument, option="/draft")
     session.settings.draft = common.check_draft(session.engine, draft, option="/draft")
     return Next.READ
 
@@ -272,7 +268,7 @@ COMMANDS = {
     "set": SlashCommand("/set [NAME VALUE]", "change a setting, or list them", _set),
     "show": SlashCommand("/show", "show all settings and the context", _show),
     "stats": SlashCommand("/stats", "speed and acceptance of all answers so far", _stats),
-    "draft": SlashCommand("/draft N|off", "tokens to draft each round", _draft),
+    "draft": SlashCommand("/draft auto|N|off", "tokens to draft each round", _draft),
     "regen": SlashCommand("/regen", "answer the last question again", _regen),
     "undo": SlashCommand("/undo", "take back the last question and its answer", _undo),
     "system": SlashCommand("/system [TEXT|off]", "set or show the system text", _system),

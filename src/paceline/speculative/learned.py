@@ -1,15 +1,28 @@
-"""What an engine has learned about drafting, shared by its sequences.
+"""What an engine has learned about drafting: shared by its sequences, kept for the next start.
 
-Costs of this machine, acceptance of this drafter by kind of text, and trust in texts.
+Costs of this machine, acceptance of this drafter by kind of text, and trust in texts, which is
+learned anew each time. A file that is damaged, or of another machine, model or version, counts as
+none.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from paceline.errors import ConfigError
 from paceline.speculative.acceptance import Profiles
 from paceline.speculative.adaptive import AdaptiveDraftLength
 from paceline.speculative.controller import DraftLengthPolicy
 from paceline.speculative.costs import CostModel
 from paceline.speculative.sources import SharedTrust
+
+FORM = "paceline draft costs 1"
+MAX_FILE_BYTES = 4 << 20
 
 
 class Learned:
@@ -27,3 +40,49 @@ class Learned:
     def new_policy(self, max_draft_tokens: int) -> DraftLengthPolicy:
         """What decides for one sequence, with a drafter of this limit (0: there is none)."""
         return AdaptiveDraftLength(self.costs, self.profiles, max_draft_tokens)
+
+
+class LearnedFile:
+    """Where it is kept.
+
+    Args:
+        folder: of the user's, made when it is needed.
+        key: all that the costs depend on: the machine, the model, threads and versions.
+    """
+
+    def __init__(self, folder: Path, key: Mapping[str, str | int]) -> None:
+        self.key = dict(key)
+        digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
+        self.path = folder / f"costs-{digest[:16]}.json"
+
+    def load(self) -> Learned | None:
+        """What was kept for this key; None if there is nothing that can be used."""
+        try:
+            if self.path.stat().st_size > MAX_FILE_BYTES:
+                return None
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            if not isinstance(content, dict) or content.get("form") != FORM:
+                return None
+            if content.get("key") != self.key:
+                return None
+            costs = CostModel.from_dict(content.get("costs"))
+            return Learned(costs, Profiles.from_dict(content.get("profiles")))
+        except (OSError, ValueError, RecursionError, ConfigError):
+            return None
+
+    def save(self, learned: Learned) -> None:
+        """Write it whole or not at all. That it cannot be written is no error."""
+        content = {
+            "form": FORM,
+            "key": self.key,
+            "costs": learned.costs.to_dict(),
+            "profiles": learned.profiles.to_dict(),
+        }
+        new = self.path.with_name(f"{self.path.name}.{os.getpid()}.new")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            new.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
+            new.replace(self.path)
+        except OSError:
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
