@@ -68,12 +68,13 @@ $(VENV)/bin/python:
 	$(PIP) --upgrade "pip>=25.1"
 
 $(VENV)/ready: pyproject.toml $(NATIVE) | $(VENV)/bin/python
-	@echo "building Paceline, and installing it and PyTorch into $(VENV) (a few minutes, once)"
-	$(PIP) $(TORCH)
+	@echo "building Paceline and installing it into $(VENV) (a minute or two, once)"
 	$(PIP) --editable .
 	@touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
+	@echo "installing PyTorch and the tools into $(VENV) (a few minutes, once)"
+	$(PIP) $(TORCH)
 	$(PIP) --group dev
 	@command -v cmake > /dev/null || $(PIP) cmake
 	@command -v ninja > /dev/null || $(PIP) ninja
