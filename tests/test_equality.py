@@ -44,7 +44,7 @@ def pair(request):
 def prompts_of(pair, short, long):
     """Short ones, and long ones whose answers begin where the sliding rings have turned."""
     window = pair.target.config.sliding_window
-    ring = window + 128 + 256 if pair.runtime == "native" else 2 * window
+    ring = window + 128 if pair.runtime == "native" else 2 * window
     return chat_prompts(pair, short) + long_prompts(pair, long, ring + 30)
 
 

@@ -24,7 +24,7 @@ from native_digest import fed
 from paceline import _native
 from paceline.runtime.protocols import Rows
 
-LENGTH = 500  # past a section of 256 keys, and round a ring of 448
+LENGTH = 500  # past a section of 256 keys, and twice round a ring of 192
 TAIL = 16
 DTYPES = ("F32", "BF16", "Q8_0", "Q4_0")
 CASES = [(name, dtype) for name in geometries.NAMES for dtype in DTYPES]

@@ -20,18 +20,18 @@ from paceline.errors import OutOfMemoryError
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}  # of the types that models run in
 ORDERING_BYTES = 8
-NATIVE_ORDERING_BYTES = 4
+NATIVE_ORDERING_BYTES = 8  # and its inverse, 4 bytes each
 
 # The torch runtime's cache: positions come in blocks, and a sliding layer's ring has one block
 # and room for a round more than its window.
 BLOCK = 64
 RING_SLACK = 9
 
-# The native runtime's: matrices in panels of 32 rows, and rings of whole blocks with room for the
-# largest pass and one section of keys more than the window.
+# The native runtime's: matrices in panels of 32 rows, values in panels of 16 columns, and rings with
+# room for the largest pass more than the window.
 PANEL_ROWS = 32
 VALUE_COLUMNS = 16
-NATIVE_RING_SLACK = 128 + 256
+NATIVE_RING_SLACK = 128
 FOLDER_DTYPE = "BF16"  # of a Hugging Face folder whose weights were not looked at
 ROW_TABLE = "embed_tokens_per_layer.weight"  # stays in the file; rows are read as they are needed
 
