@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +104,17 @@ def test_the_native_runtime_is_the_default_and_a_dtype_asks_for_torch():
     assert choose_runtime("torch") == choose_runtime("auto", "bfloat16") == "torch"
     with pytest.raises(ConfigError, match="dtype 'bfloat16' belongs to the torch runtime"):
         choose_runtime("native", "bfloat16")
+
+
+def test_only_the_native_runtime_imports_the_extension_module():
+    """import-linter cannot see it. `diagnosis` asks for it by name, to tell why it is not there."""
+    package = Path(load.__file__).parents[2]
+    importers = {
+        file.relative_to(package).parts[:2]
+        for file in package.rglob("*.py")
+        if re.search(r"import .*\b_native\b", file.read_text(encoding="utf-8"))
+    }
+    assert importers == {("runtime", "native")}
 
 
 def test_running_natively_imports_no_torch():

@@ -27,8 +27,8 @@ NATIVE_ORDERING_BYTES = 8  # and its inverse, 4 bytes each
 BLOCK = 64
 RING_SLACK = 9
 
-# The native runtime's: matrices in panels of 32 rows, values in panels of 16 columns, and rings with
-# room for the largest pass more than the window.
+# The native runtime's: matrices in panels of 32 rows, values in panels of 16 columns, and rings
+# with room for the largest pass more than the window.
 PANEL_ROWS = 32
 VALUE_COLUMNS = 16
 NATIVE_RING_SLACK = 128
