@@ -1,6 +1,6 @@
 """How far a converted target's predictions are from those of its original.
 
-Both run in the torch runtime in turn, so that memory holds one of them at a time.
+Both run in turn, so that memory holds one of them at a time.
 """
 
 from __future__ import annotations

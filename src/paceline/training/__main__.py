@@ -10,13 +10,12 @@ import sys
 from enum import StrEnum
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from paceline.engine import Engine
 from paceline.errors import PacelineError
-from paceline.runtime.torch.drafter import TorchDrafter
 from paceline.runtime.torch.models import TargetModel
 from paceline.tokenizer import Tokenizer
 from paceline.training.corpus import Document, read_corpus
@@ -98,8 +97,9 @@ def evaluate_pair(
 ) -> None:
     """Measure acceptance on held-out prompts; prints one JSON document."""
     engine = Engine.load(folder)
-    if isinstance(engine.pair.drafter, TorchDrafter):
-        engine.pair.drafter.position = position.value
+    drafter: Any = engine.pair.drafter
+    if drafter is not None:
+        drafter.position = position.value  # both runtimes' drafters have one
     prompts = held_out_prompts(read_corpus(corpus), per_kind)
     typer.echo(json.dumps(evaluate(engine, prompts, draft), indent=1))
 
