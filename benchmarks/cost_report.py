@@ -143,6 +143,8 @@ def _memory(results: Results) -> Document:
         "drafter_rss_bytes": memory.rss_bytes - alone.rss_bytes if both else None,
         "load_s": memory and _round(memory.load_s),
         "load_cold_s": alone and _round(alone.load_s),
+        "anonymous_share": memory
+        and _round(memory.anonymous_bytes / (used + drafter + memory.kv_bytes)),
         "resident_share": memory and _round(memory.rss_bytes / (used + drafter + memory.kv_bytes)),
         "memory": memory and asdict(memory),
         "memory_without_drafter": alone and asdict(alone),
@@ -279,7 +281,8 @@ def _summary_lines(found: Document) -> list[str]:
         lines += [
             f"load: {found['load_s']:.2f} s, {found['load_cold_s']:.2f} s from the disk",
             f"resident: {found['memory']['rss_bytes'] / 1e6:.0f} MB, "
-            f"{found['resident_share']:.2f} of weights in use and KV; at most "
+            f"{found['resident_share']:.2f} of weights in use and KV, "
+            f"{found['anonymous_share']:.2f} without pages of files; at most "
             f"{found['peak_rss_bytes'] / 1e6:.0f} MB; the drafter "
             f"{found['drafter_rss_bytes'] / 1e6:.0f} MB",
         ]

@@ -1,6 +1,7 @@
 """GGUF files that nobody should trust: each is refused by name, and none costs much memory.
 
-A table of one fault each, then files with random faults at the places that matter.
+A table of one fault each, then files with random faults at the places that matter. What no check
+refuses is run by the native runtime, which must live through it.
 """
 
 from __future__ import annotations
@@ -8,17 +9,24 @@ from __future__ import annotations
 import random
 import struct
 import tracemalloc
+from functools import cache
 
 import pytest
 
 import gguf_raw
-from gguf_pair import files
+from gguf_pair import files, ignore
 from gguf_raw import RawFile, array, string, u32, u64
 from paceline.checkpoint import gguf_file
+from paceline.checkpoint.convert import FileDtype
 from paceline.checkpoint.gguf_model import open_drafter_file, open_target_file
 from paceline.checkpoint.gguf_tokenizer import read_tokenizer
 from paceline.config import check_pair
 from paceline.errors import CheckpointError, PairMismatchError
+from paceline.runtime.native.load import load_drafter, load_target, new_pool
+from paceline.runtime.protocols import DraftRequest, Rows
+from paceline.sampling import DrawRule
+from released_geometries import geometry
+from synthetic_gguf import write_pair
 
 HUGE = 1 << 63
 MODEL = "gemma4."
@@ -27,8 +35,8 @@ MATRIX = "blk.0.ffn_up.weight"
 SCALARS = {"u32": 4, "f32": 6, "bool": 7, "string": 8, "array": 9}
 
 
-def raw(part: int = 0) -> RawFile:
-    return gguf_raw.parse(files("Q8_0")[part].read_bytes())
+def raw(part: int = 0, dtype: FileDtype = "Q8_0") -> RawFile:
+    return gguf_raw.parse(files(dtype)[part].read_bytes())
 
 
 def key(name, kind, value):
@@ -415,14 +423,64 @@ DRAFTER_FAULTS = {
 
 
 def use_target(path):
-    """Everything that loading does before a tensor library comes in."""
+    """All that loading does, then some passes: what no check refuses must run, to whatever end."""
     opened = open_target_file(path)
     read_tokenizer(opened.file)
+    run_target(load_target(opened.config, opened.weights, pool(), ignore))
     read_weights(opened)
 
 
 def use_drafter(path):
-    read_weights(open_drafter_file(path))
+    opened = open_drafter_file(path)
+    check_pair(good_target().config, opened.config)
+    drafter = load_drafter(opened.config, opened.weights, pool(), ignore, good_target())
+    run_drafter(drafter)
+    read_weights(opened)
+
+
+@cache
+def pool():
+    return new_pool(1)  # more would spend the time on waiting for each other
+
+
+@cache
+def good_target():
+    opened = open_target_file(files("Q8_0")[0])
+    return load_target(opened.config, opened.weights, pool(), ignore)
+
+
+def run_target(target):
+    """Whole and chunked passes, a rejected draft, and a ring that turns."""
+    context = target.config.context_length
+    length = min(150, context)
+    cache = target.new_cache(length, min(4, context))
+    last = target.config.vocab_size - 1
+    feed(target, cache, [2, last, 0, 1][:length], 1)
+    if length == 150:
+        feed(target, cache, [5] * 5, 5)
+        cache.truncate(6)
+        feed(target, cache, [6] * 140, 1)
+    return cache
+
+
+def feed(target, cache, token_ids, num_outputs):
+    rows = Rows(cache=cache, token_ids=token_ids, num_outputs=num_outputs, num_candidates=3)
+    return target.forward([rows])[0]
+
+
+def run_drafter(drafter):
+    cache = good_target().new_cache(16, 4)
+    output = feed(good_target(), cache, [2, 300, 400], 1)
+    for temperature in (0.0, 1.0):
+        request = DraftRequest(
+            last_token=500,
+            hidden=output.hidden[0],
+            cache=cache,
+            max_draft_tokens=4,
+            draw=DrawRule(temperature=temperature, seed=1),
+        )
+        (draft,) = drafter.draft([request])
+        assert all(0 <= token < drafter.config.vocab_size for token in draft.tokens)
 
 
 def read_weights(opened):
@@ -605,18 +663,24 @@ def fuzzed(file, rng):
     return content
 
 
+def with_experts(folder):
+    return gguf_raw.parse(write_pair(geometry("tiny-experts"), "Q4_0", folder).target.read_bytes())
+
+
 def fuzz(count, seed, path):
     """Use `count` files with random faults. Returns how many were refused."""
     rng = random.Random(seed)
-    good = [raw(0), raw(1)]
+    good = [(part, raw(part, dtype)) for dtype in ("Q4_0", "Q8_0", "BF16") for part in (0, 1)]
+    good.append((0, with_experts(path.parent)))
     refused, peak = 0, 0
     for index in range(count):
-        path.write_bytes(fuzzed(good[index % 2], rng))
+        part, file = good[index % len(good)]
+        path.write_bytes(fuzzed(file, rng))
         watched = index % 50 == 0
         if watched:
             tracemalloc.start()
         try:
-            USES[index % 2](path)
+            USES[part](path)
         except CheckpointError:
             refused += 1
         finally:
