@@ -2,12 +2,22 @@
 
 Two threads that wait for each other actively make tiny models up to a hundred times slower where
 something else keeps the processors busy. Tests of thread counts set their own.
+
+What the program keeps between runs goes into a folder of the test's own.
 """
 
 import os
 from contextlib import suppress
 
+import pytest
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
 
 with suppress(ModuleNotFoundError):  # not built
     from paceline.runtime.native import load

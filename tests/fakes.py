@@ -20,6 +20,8 @@ from paceline.errors import CacheError
 from paceline.loading import LoadedPair
 from paceline.runtime.protocols import Draft, DraftRequest, PassOutput, Rows
 from paceline.sampling import Candidates, draw
+from paceline.speculative.controller import RoundCost
+from paceline.speculative.costs import CostModel
 from paceline.tokenizer import ControlTokens
 
 CONTROL = ControlTokens(
@@ -258,6 +260,13 @@ class ScriptedDrafter:
 
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         return [Draft(tokens=tuple(self.drafts(request)), confidences=()) for request in requests]
+
+
+class SettledCosts(CostModel):
+    """Costs that stay what they are, so that a test does not depend on the machine."""
+
+    def observe(self, cost: RoundCost) -> None:
+        pass
 
 
 def drafter_config() -> DrafterConfig:

@@ -365,11 +365,14 @@ def test_a_trace_is_complete_and_what_was_learned_is_kept_after_an_error(cli, tm
     assert (cli.engine.kept, cli.engine.on_round) == (1, None)
 
 
-def test_a_first_measurement_is_told(monkeypatch, capsys):
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_a_first_measurement_is_told_to_whom_can_read_it(monkeypatch, capsys, on_terminal):
     engine = FakeEngine(calibration=CALIBRATION)
     monkeypatch.setattr(Engine, "load", lambda *a, **k: engine)
+    monkeypatch.setattr(terminal, "is_terminal", lambda stream: on_terminal)
     assert common.load_engine(None, "auto", learns=True) is engine
-    assert "measured how fast this machine drafts, in 1.2 s" in capsys.readouterr().err
+    told = "measured how fast this machine drafts, in 1.2 s" in capsys.readouterr().err
+    assert told == on_terminal
 
 
 def test_calibrate_shows_what_it_measured(cli):

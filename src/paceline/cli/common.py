@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -76,7 +77,7 @@ def load_engine(
             )
         except ConfigError as error:  # a config.json is at fault, not a flag
             raise CheckpointError(str(error)) from error
-    if engine.calibration is not None:
+    if engine.calibration is not None and progress and terminal.is_terminal(sys.stderr):
         terminal.note(
             f"measured how fast this machine drafts, in {engine.calibration.seconds:.1f} s: "
             "paceline calibrate shows it."

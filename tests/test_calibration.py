@@ -1,0 +1,94 @@
+"""A calibration recovers what passes and drafts cost, whatever the clock does."""
+
+import pytest
+
+from fakes import FakeDrafter, FakeTarget
+from paceline.calibration import MAX_SWEEPS, MIN_SWEEPS, ROWS, calibrate
+from paceline.speculative.costs import CostModel
+
+TEXT = [16 + value % 7 for value in range(40)]
+
+
+class Clock:
+    """Moves by what passes and draft steps take, and by what `jumps` says of each reading."""
+
+    def __init__(self, target, drafter=None, jumps=lambda reading: 0.0):
+        self.now = 100.0
+        self.readings = 0
+        self.jumps = jumps
+        forward = target.forward
+
+        def timed_forward(rows):
+            self.now += sum(1.0 + 0.1 * len(share.token_ids) for share in rows)
+            return forward(rows)
+
+        target.forward = timed_forward
+        if drafter is not None:
+            draft = drafter.draft
+
+            def timed_draft(requests):
+                self.now += sum(0.25 + 0.5 * r.max_draft_tokens for r in requests)
+                return draft(requests)
+
+            drafter.draft = timed_draft
+
+    def __call__(self):
+        self.readings += 1
+        self.now += self.jumps(self.readings)
+        return self.now
+
+
+def measured(*, jumps=lambda reading: 0.0, drafts=True, target=None, **settings):
+    target = target or FakeTarget()
+    drafter = FakeDrafter(target, **settings) if drafts else None
+    clock = Clock(target, drafter, jumps)
+    return calibrate(target, drafter, TEXT, budget_s=1.0, clock=clock)
+
+
+def test_costs_are_recovered():
+    found = measured()
+    assert found.passes == pytest.approx({rows: 1.0 + 0.1 * rows for rows in ROWS})
+    assert found.draft == pytest.approx((0.25, 0.5))
+    assert found.sweeps == MIN_SWEEPS  # each takes longer than the budget
+    assert found.seconds > 0
+    CostModel(found.passes, found.draft)
+
+
+def test_a_drafter_of_one_token_has_no_fixed_part():
+    assert measured(max_draft_tokens=1).draft == pytest.approx((0.0, 0.75))
+
+
+def test_without_a_drafter_there_are_passes_only():
+    assert measured(drafts=False).draft is None
+
+
+def test_a_short_context_leaves_room_for_few_rows():
+    assert sorted(measured(target=FakeTarget(context_length=37)).passes) == [1, 2, 3, 5]
+
+
+def test_a_quick_machine_is_measured_more_often():
+    target = FakeTarget()
+    found = calibrate(target, None, TEXT, budget_s=1e9)
+    assert found.sweeps == MAX_SWEEPS
+    assert sorted(found.passes) == list(ROWS)
+    assert all(seconds > 0 for seconds in found.passes.values())
+
+
+@pytest.mark.parametrize("size", [-1e6, 1e6])
+def test_one_jump_of_the_clock_changes_nothing(size):
+    found = measured(jumps=lambda reading: size if reading == 9 else 0.0)
+    assert found.passes == pytest.approx({rows: 1.0 + 0.1 * rows for rows in ROWS})
+    assert found.seconds >= 0
+
+
+def test_a_clock_that_runs_backwards_measures_nothing():
+    assert measured(jumps=lambda reading: -1e3) is None
+
+
+def test_the_scratch_leaves_nothing_behind():
+    """Every pass stands where the last one did: as many rows, at the same place."""
+    target = FakeTarget()
+    calibrate(target, None, TEXT, budget_s=0.0)
+    (prompt,), (warm_up,), *passes = target.passes
+    assert (prompt, warm_up) == (32, max(ROWS))
+    assert [rows for (rows,) in passes] == list(ROWS) * MIN_SWEEPS
