@@ -327,6 +327,24 @@ def test_loading_leaves_no_file_in_memory():
     assert held < weights + 6144 < weights + file // 2
 
 
+def test_rows_that_were_read_are_given_back():
+    """A page of a table that a row was read from keeps its neighbours in memory too."""
+    forgotten = []
+
+    def count(weight):
+        return replace(weight, forget=lambda: forgotten.append(weight.spec.name))
+
+    weights = stored("e2b", "Q8_0").target_weights
+    for name in (EMBEDDING, PER_LAYER):
+        weights = with_tensor(weights, name, count)
+    target = load_target(weights)
+    forgotten.clear()
+    cache = target.new_cache(500, 4)
+    for length in (100, 100, 56, 100):
+        target.forward([Rows(cache=cache, token_ids=pairs.tokens(length))])
+        assert forgotten == ([EMBEDDING, PER_LAYER] if cache.length >= 256 else [])
+
+
 # Candidates
 
 

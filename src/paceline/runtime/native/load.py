@@ -32,6 +32,8 @@ from paceline.runtime.native.target import NativeTarget
 CountBytes = Callable[[int], None]
 """Called with the number of bytes read since the last call."""
 
+ROW_TABLES = ("embed_tokens.weight", "embed_tokens_per_layer.weight")
+
 
 def new_pool(threads: int | None) -> _native.Pool:
     """The threads that a pair runs on; None is one for each physical core."""
@@ -60,7 +62,8 @@ def load_target(
     with _refusals():
         inner = _native.Target(pool, shape)
     _fill(inner, weights, count)
-    return NativeTarget(config, inner)
+    tables = [weight for weight in weights.tensors if weight.spec.name in ROW_TABLES]
+    return NativeTarget(config, inner, tables)
 
 
 def load_drafter(
