@@ -22,6 +22,7 @@ from paceline.runtime.protocols import (
     Target,
 )
 from paceline.sampling import DrawRule
+from paceline.speculative.costs import is_usable
 
 ROWS = (1, 2, 3, 5, 8, 16)
 PROMPT_TOKENS = 32
@@ -127,7 +128,7 @@ class _Scratch:
 
 def _middle(taken: Sequence[float]) -> float:
     """The median of what a clock that stood or went back did not spoil; 0 if that is nothing."""
-    return median([seconds for seconds in taken if seconds > 0.0] or [0.0])
+    return median([seconds for seconds in taken if is_usable(seconds)] or [0.0])
 
 
 def _line(drafts: Mapping[int, Sequence[float]]) -> tuple[float, float] | None:

@@ -28,7 +28,7 @@ Points = Sequence[tuple[int, float]]
 """Rows, ascending, and seconds."""
 
 MAX_ROWS = 1024
-MIN_SECONDS, MAX_SECONDS = 1e-9, 600.0
+MIN_SECONDS, LEAST_MEASURED, MAX_SECONDS = 1e-9, 1e-7, 600.0
 MAX_BUCKETS = 256
 
 SHORT_CONTEXT = 512
@@ -415,7 +415,7 @@ class CostModel:
 
 def is_usable(seconds: float) -> bool:
     """Whether a clock can have measured this: not where it jumped or stood still."""
-    return 0.0 < seconds <= MAX_SECONDS  # no NaN either
+    return LEAST_MEASURED <= seconds <= MAX_SECONDS  # no NaN either
 
 
 def moved(learned: Cell | Line, least: float) -> bool:
