@@ -16,6 +16,7 @@ using namespace paceline::testing;
 
 // Counts what the C++ allocator hands out. Inlined, GCC 12 would take free for a mistake.
 static std::atomic<int> num_allocations = 0;
+#ifndef __SANITIZE_ADDRESS__  // which has an allocator of its own
 [[gnu::noinline]] void* operator new(std::size_t size) {
   ++num_allocations;
   if (void* memory = std::malloc(size)) return memory;
@@ -23,6 +24,7 @@ static std::atomic<int> num_allocations = 0;
 }
 [[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
 [[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+#endif
 
 namespace {
 
