@@ -13,26 +13,36 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from paceline.errors import ConfigError
-from paceline.speculative.kept_values import fields_of, format_of, list_of, number_of
+from paceline.speculative.kept_values import fields_of, format_of, numbers_of
 
 MAX_POSITIONS = 15
 MAX_KINDS = 16
 
-STARTING_ACCEPTANCE = (0.72, 0.68, 0.65)
-"""By position, the last for all that follow: published figures for chat, between prose and code."""
+KNOTS = (0, 1, 2, 4, 7)
+"""Positions, from 0, whose offsets are learned. Between them offsets are interpolated and after the
+last they are constant: deep tokens are seen too rarely to be told apart."""
+
+STARTING_ACCEPTANCE = (0.72, 0.68, 0.65, 0.65, 0.65)
+"""At the knots: published figures for chat, between prose and code."""
 
 OFFSET_RATE, OFFSET_WARMUP = 0.05, 8.0
 """Offsets follow the average error of about the last hundred observations, faster at first."""
 
-STARTING_VARIANCE = 1.0
-"""Of the level: texts of a kind differ by about one in log-odds, as 0.5 does from 0.73."""
+LEVELS = np.array([-6.0, -4.0, -3.0, -2.2, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.2, 3.0, 4.0])
+"""How much easier than usual for its kind a text may be, in log-odds."""
 
-DRIFT = 0.02
-"""Growth of that variance in a round. In the steady state about the last ten draft tokens count:
-enough to tell lengths apart, few enough to follow a change of passage within a few rounds."""
+GENERAL_PRIOR = np.exp(-0.5 * (LEVELS / 1.3) ** 2) + 0.05
+GENERAL_PRIOR /= GENERAL_PRIOR.sum()
+GENERAL_SHARE = 0.2
+PRIOR_RATE = 0.005
+HAZARD = 0.025
+TABULATE_AFTER = 16
+LARGEST_OFFSET = 5.0
 
-LARGEST_LEVEL = 5.0
 KEEP_RATE = 0.1
 
 MAX_MARGIN = 30.0
@@ -47,6 +57,25 @@ LEAST_SLOPE = 0.02
 NEWTON_STEPS = 4
 
 FORMAT = 1
+
+
+def _shares(position: int) -> tuple[tuple[int, float], ...]:
+    """Knots and weights that the offset of a position is made of."""
+    after = bisect_left(KNOTS, position)
+    if after == len(KNOTS):
+        return ((after - 1, 1.0),)
+    if KNOTS[after] == position:
+        return ((after, 1.0),)
+    left, right = KNOTS[after - 1], KNOTS[after]
+    share = (position - left) / (right - left)
+    return ((after - 1, 1.0 - share), (after, share))
+
+
+SHARES = tuple(_shares(position) for position in range(MAX_POSITIONS))
+SHARE_MATRIX = np.zeros((MAX_POSITIONS, len(KNOTS)))
+for _position, _each in enumerate(SHARES):
+    for _knot, _share in _each:
+        SHARE_MATRIX[_position, _knot] = _share
 
 
 class MarginCurve:
@@ -126,8 +155,7 @@ class MarginCurve:
         curve = cls()
         bins = len(MARGIN_BINS) + 1
         curve.seen, curve.accepted, curve.margins = (
-            [number_of(n, name, 0.0, 1e9) for n in list_of(kept[name], name, bins, bins)]
-            for name in ("seen", "accepted", "margins")
+            numbers_of(kept[name], name, bins, 0.0, 1e9) for name in ("seen", "accepted", "margins")
         )
         if any(right > all_ for right, all_ in zip(curve.accepted, curve.seen, strict=True)):
             raise ConfigError("a margin curve has accepted more than it has seen.")
@@ -139,20 +167,46 @@ class Profile:
     """What is known of text of one kind before a sequence writes any, and what margins tell."""
 
     def __init__(self) -> None:
-        last = len(STARTING_ACCEPTANCE) - 1
-        self.offsets = [log_odds(STARTING_ACCEPTANCE[min(n, last)]) for n in range(MAX_POSITIONS)]
-        self.counts = [0.0] * MAX_POSITIONS
+        self.knots = [log_odds(chance) for chance in STARTING_ACCEPTANCE]
+        self.counts = [0.0] * len(KNOTS)
         self.curve = MarginCurve()
+        self.prior = GENERAL_PRIOR
+        self._learned = GENERAL_PRIOR
+        self._new = 0
+        self._tabulate()
 
-    def learn(self, position: int, error: float) -> None:
-        """Take 1 or 0 minus the expected acceptance of a token."""
-        count = self.counts[position]
-        self.counts[position] = count + 1.0
-        rate = OFFSET_RATE + (1.0 - OFFSET_RATE) / (1.0 + count / OFFSET_WARMUP)
-        self.offsets[position] = clamp(self.offsets[position] + rate * error, LARGEST_LEVEL)
+    def learn(self, errors: Sequence[float], weights: NDArray[np.float64]) -> None:
+        """
+        Args:
+            errors: for each token of a draft, 1 or 0 minus its expected acceptance.
+            weights: of the levels, in the text that it was made for.
+        """
+        for position, error in enumerate(errors):
+            for knot, weight in SHARES[position]:
+                count = self.counts[knot]
+                self.counts[knot] = count + weight
+                rate = OFFSET_RATE + (1.0 - OFFSET_RATE) / (1.0 + count / OFFSET_WARMUP)
+                self.knots[knot] = clamp(self.knots[knot] + rate * weight * error, LARGEST_OFFSET)
+        self._learned = self._learned + PRIOR_RATE * (weights - self._learned)
+        self._new += 1
+        if self._new >= TABULATE_AFTER:
+            self._tabulate()
+
+    def _tabulate(self) -> None:
+        self._new = 0
+        self.prior = GENERAL_SHARE * GENERAL_PRIOR + (1.0 - GENERAL_SHARE) * self._learned
+        offsets = SHARE_MATRIX @ np.array(self.knots)
+        chances = 1.0 / (1.0 + np.exp(-offsets[:, None] - LEVELS))  # [K, L]
+        self.survivals = np.vstack([np.ones(len(LEVELS)), np.cumprod(chances, axis=0)])
+        self.rejections = self.survivals[:-1] * (1.0 - chances)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"offsets": self.offsets, "counts": self.counts, "curve": self.curve.to_dict()}
+        return {
+            "knots": self.knots,
+            "counts": self.counts,
+            "levels": self._learned.tolist(),
+            "curve": self.curve.to_dict(),
+        }
 
     @classmethod
     def from_dict(cls, value: object) -> Profile:
@@ -160,17 +214,18 @@ class Profile:
         Raises:
             ConfigError: it is not what `to_dict` gives.
         """
-        kept = fields_of(value, ("offsets", "counts", "curve"), "a profile")
-        profile, size = cls(), MAX_POSITIONS
-        profile.offsets = [
-            number_of(offset, "offsets", -LARGEST_LEVEL, LARGEST_LEVEL)
-            for offset in list_of(kept["offsets"], "offsets", size, size)
-        ]
-        profile.counts = [
-            number_of(count, "counts", 0.0, 1e15)
-            for count in list_of(kept["counts"], "counts", size, size)
-        ]
+        kept = fields_of(value, ("knots", "counts", "levels", "curve"), "a profile")
+        profile = cls()
+        profile.knots = numbers_of(
+            kept["knots"], "knots", len(KNOTS), -LARGEST_OFFSET, LARGEST_OFFSET
+        )
+        profile.counts = numbers_of(kept["counts"], "counts", len(KNOTS), 0.0, 1e15)
+        levels = np.array(numbers_of(kept["levels"], "levels", len(LEVELS), 0.0, 1.0))
+        if not 0.99 < levels.sum() < 1.01:
+            raise ConfigError("the weights of the levels of a profile do not add up to 1.")
+        profile._learned = levels / levels.sum()
         profile.curve = MarginCurve.from_dict(kept["curve"])
+        profile._tabulate()
         return profile
 
 
@@ -211,24 +266,22 @@ class AcceptanceModel:
     """What to expect of the next draft of one sequence, in text of one kind.
 
     `kept[n]` is the share of drafts that reached token n and then kept it, its margin not being
-    below its bound; `expected` is about kept tokens.
+    below its bound; survivals are those of kept tokens.
     """
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        self.level = 0.0
-        self.variance = STARTING_VARIANCE
+        self.weights = profile.prior
         self.kept = [1.0] * MAX_POSITIONS
 
-    def expected(self) -> list[float]:
-        """By position: the chance of a token, if those before it are taken."""
-        odds = math.exp(-self.level)
-        exp = math.exp
-        return [1.0 / (1.0 + odds * exp(-offset)) for offset in self.profile.offsets]
+    def survivals(self) -> list[float]:
+        """Entry n is the chance that the first n tokens of a draft are all taken."""
+        survivals: list[float] = (self.profile.survivals @ self.weights).tolist()
+        return survivals
 
     def observe(
         self,
-        expected: Sequence[float],
+        survivals: Sequence[float],
         num_accepted: int,
         num_judged: int,
         confidences: Sequence[float] = (),
@@ -237,30 +290,28 @@ class AcceptanceModel:
         """Learn from a draft.
 
         Args:
-            expected: what this model expected.
+            survivals: what this model expected.
             num_judged: tokens that were observed: the accepted ones and the first that was not.
                 Those after it, and those behind the end of the text, say nothing.
             bounds: margins below which a token would have been held back, even if it was not.
         """
-        self.pass_time()
-        errors = curvature = 0.0
-        learn, curve = self.profile.learn, self.profile.curve
-        counts = True
-        for position in range(num_judged):
-            accepted = position < num_accepted
-            if position < len(confidences):
-                margin = confidences[position]
-                curve.observe(margin, accepted)
-                if position < len(bounds) and margin < bounds[position]:
-                    counts = False  # of what is never verified nothing is expected
-            if counts:
-                chance = expected[position]
-                error = accepted - chance
-                errors += error
-                curvature += chance * (1.0 - chance)
-                learn(position, error)
-        self.variance /= 1.0 + self.variance * curvature
-        self.level = clamp(self.level + self.variance * errors, LARGEST_LEVEL)
+        profile = self.profile
+        for position, margin in enumerate(confidences[:num_judged]):
+            profile.curve.observe(margin, position < num_accepted)
+        for position, bound in enumerate(bounds[:num_judged]):
+            if position < len(confidences) and confidences[position] < bound:
+                num_judged = position  # of what is held back nothing is expected
+                num_accepted = min(num_accepted, position)
+                break
+        rejected = num_accepted < num_judged
+        likelihood = (profile.rejections if rejected else profile.survivals)[num_accepted]
+        weights = self.weights * likelihood
+        weights += HAZARD * float(weights.sum()) * (profile.prior - weights / weights.sum())
+        self.weights = weights / weights.sum()
+        errors = [1.0 - survivals[n + 1] / survivals[n] for n in range(num_accepted)]
+        if rejected:
+            errors.append(-survivals[num_judged] / survivals[num_accepted])
+        profile.learn(errors, self.weights)
 
     def observe_kept(self, num_kept: int, held_back: bool) -> None:
         """Learn how many tokens of a draft were kept, and whether the next was held back."""
@@ -270,9 +321,9 @@ class AcceptanceModel:
         if held_back and num_kept < MAX_POSITIONS:
             kept[num_kept] -= KEEP_RATE * kept[num_kept]
 
-    def pass_time(self) -> None:
-        """A round went by: what was learned of this text is a little less certain."""
-        self.variance = min(STARTING_VARIANCE, self.variance + DRIFT)
+    def doubt(self, share: float) -> None:
+        """The text may have changed: believe so much less of what was learned of it."""
+        self.weights = self.weights + share * (self.profile.prior - self.weights)
 
 
 def sigmoid(x: float) -> float:

@@ -3,42 +3,134 @@
 The rule is reference section 2.1: go on drafting while what the next token adds to the expected
 tokens, relative to them, exceeds what it adds to the time. Before a draft it is applied to the
 acceptance expected of this text; inside the draft the drafter applies it to each token, through a
-bound on its margin. A budget keeps the whole loss small whatever the drafter is worth.
+bound on its margin. A credit of tokens limits what all wrong drafts of a text may cost together.
+
+The constants were chosen on the grid of `benchmarks/simulate_controller.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-from paceline.speculative.acceptance import MAX_POSITIONS, AcceptanceModel, MarginCurve, Profiles
-from paceline.speculative.controller import DraftContext, DraftPlan, RoundOutcome
+from paceline.speculative.acceptance import (
+    MAX_POSITIONS,
+    AcceptanceModel,
+    MarginCurve,
+    Profiles,
+)
+from paceline.speculative.controller import (
+    DraftContext,
+    DraftLengthPolicy,
+    DraftPlan,
+    RoundOutcome,
+)
 from paceline.speculative.costs import CostModel, Curve
 
-FIRST_CREDIT, CREDIT_RATE, MOST_CREDIT = 1.5, 0.008, 8.0
-PROBE_FIRST, PROBE_LAST, PROBE_SHARE = 4, 512, 0.0025
+LEAST_GAIN = 1.015
+"""Drafting for less than this is not worth being wrong about it: an always wrong drafter keeps an
+expected acceptance of a few percent, which would pay where rows are nearly free."""
+
+FIRST_CREDIT, CREDIT_RATE = 2.8, 0.004
+"""Tokens that wrong drafts may cost at first, and for each token after. Over 200 tokens that is
+3.6, 1.8 % of them. With less, text where drafting just pays is given up by bad luck."""
+
+MOST_CREDIT = 20.0
+"""What drafting has won may be lost again, so far: a hard passage in easy text then ends with
+probes that are frequent enough to notice its end."""
+
+STAKE = 0.5
+"""A draft may cost this share of the credit: the less is left, the shorter the drafts, so that a
+few wrong ones do not end drafting altogether."""
+
+PROBE_FIRST, PROBE_LAST = 4, 512
+"""A parked drafter is tried after so many rounds, twice as many after each failure."""
+
+PROBE_SHARE, EARNED_SHARE = 0.0025, 0.002
+"""Probes need not be rarer than this share of the time allows, and than that share more for each
+token that drafting has won: text that was easy once will be again."""
+
+PROBE_DOUBT = 0.2
+"""At a probe the text is taken for another one with this chance, so that a success counts."""
+
+FULL_PROBE = 6
+"""One probe in so many verifies its token whatever the margin, lest the curve of the margins be
+wrong for ever."""
+
+FULL_FIRST, FULL_EVERY, FULL_DEEPER = 2, 48, 2
+"""The first drafts and one in so many are not cut by margins and are longer by two tokens: what is
+never verified is never learned."""
+
 REFRESH_FIRST, REFRESH_SHARE = 32, 0.002
-FULL_FIRST, FULL_EVERY, FULL_DEEPER = 3, 16, 2
+"""Plain decoding is measured again after 32 rounds at the earliest, and so rarely that it costs
+at most this share of the time."""
+
+UNSEEN_SLOWNESS = 10.0
+"""Before the first draft of an engine its drafter may be so much slower than when it was measured,
+where the credit is concerned."""
+
+SLOW = 4.0
+"""A draft that took so much longer than known is believed at once where the credit is concerned: a
+median needs three of them, which may cost more than there is."""
 
 OWN_SOURCES = ("drafter", "none")
 """Who drafted where this policy decided; what came of a text says nothing about the drafter."""
 
+ALL_KEPT = (1.0,) * MAX_POSITIONS
+
 
 class Forecast(NamedTuple):
-    """The best draft length and what to expect of a round with it."""
+    """A draft length, and what to expect of a round with it.
+
+    Args:
+        tokens: that its sequence emits.
+        seconds: of the round.
+        rate: tokens a second, by all sequences together.
+    """
 
     length: int
     tokens: float
     seconds: float
+    rate: float
+
+
+class Outlook(NamedTuple):
+    """What a sequence's draft is weighed with.
+
+    Args:
+        curve: of the round, by tokens of this draft; those of other sequences are in every pass.
+        pass_s: seconds of the target's pass without any draft.
+        plain_s: of the round without any draft.
+        rate: tokens a second of plain decoding, by all sequences together.
+        others: tokens that the other sequences are expected to emit in the round.
+    """
+
+    curve: Curve
+    pass_s: float
+    plain_s: float
+    rate: float
+    others: float = 0.0
+
+    def loss(self, length: int, slowness: float = 1.0) -> float:
+        """Tokens that plain decoding makes in the time of a draft, should all of it be wrong."""
+        curve = self.curve
+        draft_s = slowness * (curve.draft_fixed + length * curve.draft_step)
+        return self.rate * (draft_s + curve.passes[length] - curve.passes[0])
+
+    def plain(self) -> DraftPlan:
+        return DraftPlan(max_draft_tokens=0, expected_s=self.plain_s, plain_s=self.plain_s)
 
 
 class AdaptiveDraftLength:
     """The policy of one sequence.
 
     Args:
-        costs: of this machine, shared by all sequences.
+        costs: of this machine, shared by all sequences of an engine.
         profiles: of the drafter, likewise.
         limit: longest draft.
+
+    Cost: see `benchmarks/decision_cost.py`.
     """
 
     def __init__(self, costs: CostModel, profiles: Profiles, limit: int = MAX_POSITIONS) -> None:
@@ -46,61 +138,75 @@ class AdaptiveDraftLength:
         self.profiles = profiles
         self.limit = min(limit, MAX_POSITIONS)
         self.credit = FIRST_CREDIT
+        self._slowness = 1.0 if costs.has_drafted else UNSEEN_SLOWNESS
         self._kind = ""
         self._models: dict[str, AcceptanceModel] = {}
         self._model = self._model_of("")
-        self._expected: list[float] = []
+        self._outlook: Outlook | None = None
         self._plan = DraftPlan(max_draft_tokens=0)
+        self._survivals: list[float] = []
         self._bounds: tuple[float, ...] = ()
-        self._curve: Curve | None = None
-        self._drafts = 0
-        self._parked = 0
-        self._interval = PROBE_FIRST
+        self._num_drafts = self._num_probes = 0
+        self._num_parked, self._interval = 0, PROBE_FIRST
         self._is_probe = False
 
     # --- Planning -------------------------------------------------------------------------------
 
     def plan(self, context: DraftContext) -> DraftPlan:
-        self._turn_to(context.kind)
-        curve = self._curve = self.costs.curve(context.context_length)
-        self._plan = self._planned(context, curve)
-        return self._plan
+        curve = self.costs.curve(context.context_length)
+        outlook = Outlook(curve, curve.passes[0], curve.plain, 1.0 / curve.plain)
+        room = self._turn_to(context)
+        best = best_length(self._survivals, self._model.kept, curve, room)
+        if best.length and self._refresh_is_due(best, context, outlook):
+            return self._decided(outlook.plain(), outlook)
+        return self._decide(best, room, outlook)
 
-    def _planned(self, context: DraftContext, curve: Curve) -> DraftPlan:
-        plain = DraftPlan(max_draft_tokens=0, expected_s=curve.plain, plain_s=curve.plain)
-        room = min(context.room, self.limit)
-        self._is_probe = False
-        if room <= 0 or not self.costs.is_known:
-            return plain
-        model = self._model
-        expected = self._expected = model.expected()
-        best = best_length(expected, model.kept, curve, room)
-        if best.length == 0:
-            return self._probe(curve) if self._probe_is_due(curve) else plain
-        length = self._affordable(best.length, curve)
-        if not length or self._refresh_is_due(best, context, curve):
-            return plain
-        rate = best.tokens / best.seconds
-        self._bounds = margin_bounds(length, expected, model.kept, curve, rate, model.profile.curve)
-        self._drafts += 1
-        if self._drafts <= FULL_FIRST or self._drafts % FULL_EVERY == 0:
-            length = max(length, self._affordable(min(length + FULL_DEEPER, room), curve))
-            bounds: tuple[float, ...] = ()
-        else:
-            bounds = self._bounds
-        return DraftPlan(
-            max_draft_tokens=length,
-            min_confidences=bounds,
-            expected_tokens=best.tokens,
-            expected_s=best.seconds,
-            plain_s=curve.plain,
+    def plan_round(
+        self, policies: Sequence[DraftLengthPolicy], contexts: Sequence[DraftContext]
+    ) -> list[DraftPlan]:
+        """Rows go where they are most likely to be accepted, as many as pay in one pass."""
+        count = len(policies)
+        mean_length = sum(context.context_length for context in contexts) // count
+        curve = self.costs.curve(mean_length, count, MAX_POSITIONS * count)
+        members = [
+            (policy, policy._turn_to(context))
+            for policy, context in zip(policies, contexts, strict=True)
+            if isinstance(policy, AdaptiveDraftLength) and policy.costs is self.costs
+        ]
+        plans = {
+            id(policy): policy.plan(context)
+            for policy, context in zip(policies, contexts, strict=True)
+            if all(policy is not member for member, _ in members)
+        }
+        fixed_rows = sum(
+            min(plans[id(policy)].max_draft_tokens, context.room)
+            for policy, context in zip(policies, contexts, strict=True)
+            if id(policy) in plans
         )
+        states = [(member._survivals, member._model.kept, room) for member, room in members]
+        forecasts = shared_lengths(states, curve, count, fixed_rows)
+        num_rows = fixed_rows + sum(forecast.length for forecast in forecasts)
+        num_tokens = sum(forecast.tokens for forecast in forecasts) + count - len(members)
+        for (member, room), best in zip(members, forecasts, strict=True):
+            start = num_rows - best.length
+            outlook = Outlook(
+                curve=replace(curve, passes=curve.passes[start : start + MAX_POSITIONS + 1]),
+                pass_s=curve.passes[0],
+                plain_s=curve.plain,
+                rate=count / curve.plain,
+                others=num_tokens - best.tokens,
+            )
+            plans[id(member)] = member._decide(best, room, outlook)
+        return [plans[id(policy)] for policy in policies]
 
-    def _turn_to(self, kind: str) -> None:
-        if kind != self._kind:
-            self._kind = kind
-            self._model = self._model_of(kind)
-            self._interval, self._parked = PROBE_FIRST, 0
+    def _turn_to(self, context: DraftContext) -> int:
+        """Expect text of the context's kind; the longest draft that is of use."""
+        if context.kind != self._kind:
+            self._kind = context.kind
+            self._model = self._model_of(context.kind)
+            self._num_parked, self._interval = 0, PROBE_FIRST
+        self._survivals = self._model.survivals()
+        return min(context.room, self.limit) if self.costs.is_known else 0
 
     def _model_of(self, kind: str) -> AcceptanceModel:
         model = self._models.get(kind)
@@ -108,107 +214,205 @@ class AdaptiveDraftLength:
             model = self._models[kind] = AcceptanceModel(self.profiles.of(kind))
         return model
 
-    def _affordable(self, length: int, curve: Curve) -> int:
+    def _decide(self, best: Forecast, room: int, outlook: Outlook) -> DraftPlan:
+        self._is_probe = False
+        if best.length == 0:
+            probe = self._probe(outlook) if room else None
+            return self._decided(probe or outlook.plain(), outlook)
+        length = self._affordable(best.length, outlook)
+        if not length:
+            return self._decided(outlook.plain(), outlook)
+        model, curve, survivals = self._model, outlook.curve, self._survivals
+        self._bounds = bounds = margin_bounds(
+            length, survivals, model.kept, curve, best.rate, model.profile.curve
+        )
+        self._num_drafts += 1
+        if self._num_drafts <= FULL_FIRST or self._num_drafts % FULL_EVERY == 0:
+            whole = best_length(survivals, ALL_KEPT, curve, room, outlook.others).length
+            length = self._affordable(min(max(1, whole) + FULL_DEEPER, room), outlook)
+            bounds = ()
+        plan = DraftPlan(
+            max_draft_tokens=length,
+            min_confidences=bounds,
+            expected_tokens=best.tokens,
+            expected_s=best.seconds,
+            plain_s=outlook.plain_s,
+        )
+        return self._decided(plan, outlook)
+
+    def _decided(self, plan: DraftPlan, outlook: Outlook) -> DraftPlan:
+        self._plan, self._outlook = plan, outlook
+        return plan
+
+    def _affordable(self, length: int, outlook: Outlook) -> int:
         """The longest draft up to `length` that the credit pays for, should all of it be wrong."""
-        while length and loss_of(length, curve) > self.credit:
+        most = STAKE * self.credit
+        while length and outlook.loss(length, self._slowness) > most:
             length -= 1
         return length
 
-    def _refresh_is_due(self, best: Forecast, context: DraftContext, curve: Curve) -> bool:
+    def _refresh_is_due(self, best: Forecast, context: DraftContext, outlook: Outlook) -> bool:
         """Whether to measure plain decoding again: the rarer, the more a plain round would lose."""
         age = self.costs.rounds_since_plain(context.context_length)
-        if age < REFRESH_FIRST:
-            return False
-        lost = 1.0 - best.seconds / (best.tokens * curve.plain)
-        return age * REFRESH_SHARE > lost
+        return age >= REFRESH_FIRST and age * REFRESH_SHARE > 1.0 - outlook.rate / best.rate
 
-    def _probe_is_due(self, curve: Curve) -> bool:
-        self._parked += 1
-        loss = loss_of(1, curve)
-        interval = min(self._interval, max(PROBE_FIRST, loss / PROBE_SHARE))
-        return self._parked >= interval and loss <= self.credit
-
-    def _probe(self, curve: Curve) -> DraftPlan:
-        self._parked = 0
-        self._is_probe = True
-        self._bounds = ()
-        tokens = 1.0 + self._expected[0]
-        seconds = curve.plain + curve.draft_fixed + curve.draft_step
-        seconds += curve.passes[1] - curve.passes[0]
+    def _probe(self, outlook: Outlook) -> DraftPlan | None:
+        """One token to see whether the text has changed, if one is due. As a rule only a token of
+        some promise is verified: to look at its margin costs but a step of the drafter."""
+        self._num_parked += 1
+        model, curve = self._model, outlook.curve
+        bounds: tuple[float, ...] = ()
+        if (self._num_probes + 1) % FULL_PROBE:
+            bounds = margin_bounds(
+                1, self._survivals, model.kept, curve, outlook.rate, model.profile.curve
+            )
+        loss = outlook.loss(1, self._slowness)
+        if bounds:
+            row_s = curve.passes[1] - curve.passes[0]
+            loss -= outlook.rate * (1.0 - model.kept[0]) * row_s
+        share = PROBE_SHARE + EARNED_SHARE * max(0.0, self.credit - FIRST_CREDIT)
+        interval = min(self._interval, max(PROBE_FIRST, loss / share))
+        if self._num_parked < interval or loss > STAKE * self.credit:
+            return None
+        self._num_parked, self._num_probes, self._is_probe = 0, self._num_probes + 1, True
+        self._bounds = bounds
+        model.doubt(PROBE_DOUBT)
         return DraftPlan(
-            max_draft_tokens=1, expected_tokens=tokens, expected_s=seconds, plain_s=curve.plain
+            max_draft_tokens=1,
+            min_confidences=bounds,
+            expected_tokens=1.0 + self._survivals[1],
+            expected_s=outlook.plain_s + loss / outlook.rate,
+            plain_s=outlook.plain_s,
         )
 
     # --- Learning -------------------------------------------------------------------------------
 
     def observe(self, outcome: RoundOutcome) -> None:
         self.costs.observe(outcome.cost)
-        plan, model, curve = self._plan, self._model, self._curve
-        self.credit = min(
-            MOST_CREDIT, self.credit + CREDIT_RATE * (1 + outcome.num_accepted_tokens)
-        )
-        asked, drafted = plan.max_draft_tokens, outcome.num_draft_tokens
-        if not asked or curve is None or outcome.source not in OWN_SOURCES:
-            model.pass_time()
+        plan, model, outlook = self._plan, self._model, self._outlook
+        accepted, drafted = outcome.num_accepted_tokens, outcome.num_draft_tokens
+        self.credit = min(MOST_CREDIT, self.credit + CREDIT_RATE * (1 + accepted))
+        if outlook is None or not plan.max_draft_tokens or outcome.source not in OWN_SOURCES:
             return
-        held = drafted < asked
-        self._settle_credit(outcome, held, curve)
+        held_back = drafted < plan.max_draft_tokens
+        if outcome.cost.num_draft_steps:
+            self._charge(outcome, drafted + held_back, outlook)
         if plan.min_confidences:
-            model.observe_kept(drafted, held)
-        accepted = outcome.num_accepted_tokens
+            model.observe_kept(drafted, held_back)
         judged = accepted + (accepted < outcome.num_verified_tokens)
-        model.observe(self._expected, accepted, judged, outcome.confidences, self._bounds)
+        model.observe(self._survivals, accepted, judged, outcome.confidences, self._bounds)
         if self._is_probe:
-            self._interval = (
-                1 if accepted else min(PROBE_LAST, max(PROBE_FIRST, 2 * self._interval))
-            )
+            longer = min(PROBE_LAST, max(PROBE_FIRST, 2 * self._interval))
+            self._interval = 1 if accepted else longer
 
-    def _settle_credit(self, outcome: RoundOutcome, held: bool, curve: Curve) -> None:
-        """Take what the draft cost more than plain decoding, give what it saved, in tokens."""
+    def _charge(self, outcome: RoundOutcome, steps: int, outlook: Outlook) -> None:
+        """Take from the credit what the draft cost more than plain decoding, in tokens, and add
+        what it won. A clock's hiccup is not charged: at most twice what is known, and a round."""
         cost = outcome.cost
-        if not cost.num_draft_steps:
-            return
-        share = (outcome.num_draft_tokens + held) / cost.num_draft_steps
-        extra = cost.draft_s + cost.verify_s - curve.passes[0]
-        foreseen = loss_of(outcome.num_draft_tokens, curve) * curve.plain
-        extra = min(max(extra, 0.0), 2.0 * foreseen + curve.plain)
-        lost = share * cost.num_sequences * extra / curve.plain
+        extra = outlook.rate * (cost.draft_s + cost.verify_s - outlook.pass_s)
+        extra *= steps / cost.num_draft_steps
+        foreseen = outlook.loss(outcome.num_draft_tokens)
+        curve = outlook.curve
+        known_s = cost.num_drafts * curve.draft_fixed + cost.num_draft_steps * curve.draft_step
+        slowness = cost.draft_s / known_s if known_s > 0.0 else 1.0
+        self._slowness = slowness if slowness > SLOW else 1.0
+        lost = max(0.0, min(extra, 2.0 * foreseen + 1.0))
         self.credit = min(MOST_CREDIT, self.credit + outcome.num_accepted_tokens - lost)
 
 
-def loss_of(length: int, curve: Curve) -> float:
-    """Tokens that plain decoding could have made in the time of a draft that is all wrong."""
-    extra = curve.draft_fixed + length * curve.draft_step + curve.passes[length] - curve.passes[0]
-    return extra / curve.plain
-
-
 def best_length(
-    expected: Sequence[float], kept: Sequence[float], curve: Curve, room: int
+    survivals: Sequence[float],
+    kept: Sequence[float],
+    curve: Curve,
+    room: int,
+    others: float = 0.0,
 ) -> Forecast:
     """The draft length with most expected tokens a second, 0 included.
+
+    Args:
+        survivals: entry n is the chance that the first n tokens are taken.
+        kept: entry n is the chance that the drafter does not hold back the token after n.
+        others: tokens that other sequences emit in the round.
 
     Equals: the largest (1 + S_1 + ... + S_k) / T_k over all k.
     """
     passes, step = curve.passes, curve.draft_step
-    best_k, best_tokens, best_seconds = 0, 1.0, curve.plain
-    tokens, seconds = 1.0, curve.plain + curve.draft_fixed
-    reached = survival = 1.0
+    best_k, best_tokens, best_seconds = 0, LEAST_GAIN * (1.0 + others), curve.plain
+    tokens, seconds = 1.0 + others, curve.plain + curve.draft_fixed
+    reached = 1.0
     before = passes[0]
-    for k in range(room):
-        share, after = kept[k], passes[k + 1]
+    for k in range(1, room + 1):
+        share, after = kept[k - 1], passes[k]
         seconds += reached * (step + share * (after - before))
         before = after
         reached *= share
-        survival *= share * expected[k]
-        tokens += survival
+        tokens += reached * survivals[k]
         if tokens * best_seconds > best_tokens * seconds:
-            best_k, best_tokens, best_seconds = k + 1, tokens, seconds
-    return Forecast(best_k, best_tokens, best_seconds)
+            best_k, best_tokens, best_seconds = k, tokens, seconds
+    if not best_k:
+        best_tokens = 1.0 + others
+    return Forecast(best_k, best_tokens - others, best_seconds, best_tokens / best_seconds)
+
+
+def shared_lengths(
+    members: Sequence[tuple[Sequence[float], Sequence[float], int]],
+    curve: Curve,
+    num_sequences: int,
+    fixed_rows: int,
+) -> list[Forecast]:
+    """The draft lengths of sequences that share a pass, with most expected tokens a second.
+
+    A sequence's survivals fall with the length of its draft, so that taking them in descending
+    order takes each draft from its beginning.
+
+    Args:
+        members: survivals, kept shares and room of each sequence that can be decided for.
+        num_sequences: in the pass, the others included.
+        fixed_rows: draft tokens of the others.
+    """
+    gains = []
+    for index, (survivals, kept, room) in enumerate(members):
+        reached = 1.0
+        for k in range(1, room + 1):
+            reached *= kept[k - 1]
+            gains.append((-reached * survivals[k], index, k))
+    gains.sort()
+    passes, before = curve.passes, curve.passes[fixed_rows]
+    tokens = float(num_sequences)
+    seconds = curve.plain + before - passes[0]
+    best, best_count = LEAST_GAIN * tokens / seconds, 0
+    for count, (gain, _, k) in enumerate(gains, 1):
+        after = passes[fixed_rows + count]
+        seconds += curve.draft_step + after - before + (curve.draft_fixed if k == 1 else 0.0)
+        before = after
+        tokens -= gain
+        if tokens > best * seconds:
+            best, best_count = tokens / seconds, count
+    return _forecasts(len(members), gains[:best_count], curve, num_sequences, fixed_rows)
+
+
+def _forecasts(
+    num_members: int,
+    taken: Sequence[tuple[float, int, int]],
+    curve: Curve,
+    num_sequences: int,
+    fixed_rows: int,
+) -> list[Forecast]:
+    lengths, tokens = [0] * num_members, [1.0] * num_members
+    for gain, index, _ in taken:
+        lengths[index] += 1
+        tokens[index] -= gain
+    drafts = curve.draft_fixed * sum(map(bool, lengths)) + curve.draft_step * len(taken)
+    seconds = curve.passes[fixed_rows + len(taken)] + curve.overhead + drafts
+    rate = (sum(tokens) + num_sequences - num_members) / seconds
+    return [
+        Forecast(length, own, seconds, rate) for length, own in zip(lengths, tokens, strict=True)
+    ]
 
 
 def margin_bounds(
     length: int,
-    expected: Sequence[float],
+    survivals: Sequence[float],
     kept: Sequence[float],
     curve: Curve,
     rate: float,
@@ -217,21 +421,19 @@ def margin_bounds(
     """Margins below which a token and those after it are not worth their time at this rate.
 
     A token with chance p, reached with survival q, adds q p (1 + a) tokens, a being what is
-    expected to follow it; that must exceed `rate` times its row and what follows costs.
+    expected to follow it; that must exceed `rate` times what its row and all that follows cost.
     """
     if margins.slope == 0.0:
         return ()
     passes, step = curve.passes, curve.draft_step
-    survivals, survival = [], 1.0
-    for k in range(length):
-        survivals.append(survival)
-        survival *= expected[k]
     bounds = [0.0] * length
     follow = cost = 0.0
-    for k in range(length - 1, -1, -1):
-        row = passes[k + 1] - passes[k] + cost
-        chance = rate * row / (survivals[k] * (1.0 + follow))
-        bounds[k] = max(0.0, margins.margin_at(min(max(chance, 1e-4), 0.999)))
-        follow = kept[k] * expected[k] * (1.0 + follow)
-        cost = step + kept[k] * row
+    for k in range(length, 0, -1):
+        row = passes[k] - passes[k - 1] + cost
+        survival = survivals[k - 1]
+        chance = rate * row / (survival * (1.0 + follow))
+        bounds[k - 1] = max(0.0, margins.margin_at(min(max(chance, 1e-4), 0.999)))
+        share = kept[k - 1]
+        follow = share * survivals[k] / survival * (1.0 + follow)
+        cost = step + share * row
     return tuple(bounds)

@@ -260,6 +260,7 @@ class CostModel:
         overhead: float | None = None,
     ) -> None:
         self.is_known = bool(passes)  # enough to compare draft lengths
+        self.has_drafted = False
         self._first: list[float] = []
         self._version = 0
         self._last: RoundCost | None = None
@@ -340,6 +341,7 @@ class CostModel:
         bucket.since_plain = 0 if is_plain else bucket.since_plain + 1
         changed = is_usable(cost.verify_s) and bucket.observe(cost.num_rows, cost.verify_s)
         if cost.num_draft_steps and is_usable(cost.draft_s):
+            self.has_drafted = True
             bucket.draft.observe(cost.num_drafts, cost.num_draft_steps, cost.draft_s)
             changed |= moved(bucket.draft, PUBLISHED * cost.verify_s)
         if is_usable(cost.overhead_s):

@@ -47,6 +47,15 @@ def number_of(value: object, what: str, low: float, high: float) -> float:
     return float(value)
 
 
+def numbers_of(value: object, what: str, length: int, low: float, high: float) -> list[float]:
+    """Exactly `length` numbers.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    return [number_of(item, what, low, high) for item in list_of(value, what, length, length)]
+
+
 def flag_of(value: object, what: str) -> bool:
     """True or false.
 
