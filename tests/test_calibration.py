@@ -1,5 +1,7 @@
 """A calibration recovers what passes and drafts cost, whatever the clock does."""
 
+import random
+
 import pytest
 
 from fakes import FakeDrafter, FakeTarget
@@ -38,11 +40,11 @@ class Clock:
         return self.now
 
 
-def measured(*, jumps=lambda reading: 0.0, drafts=True, target=None, **settings):
+def measured(*, jumps=lambda reading: 0.0, drafts=True, target=None, quick=False, **settings):
     target = target or FakeTarget()
     drafter = FakeDrafter(target, **settings) if drafts else None
     clock = Clock(target, drafter, jumps)
-    return calibrate(target, drafter, TEXT, budget_s=1.0, clock=clock)
+    return calibrate(target, drafter, TEXT, budget_s=1e9 if quick else 1.0, clock=clock)
 
 
 def test_costs_are_recovered():
@@ -72,6 +74,27 @@ def test_a_quick_machine_is_measured_more_often():
     assert found.sweeps == MAX_SWEEPS
     assert sorted(found.passes) == list(ROWS)
     assert all(seconds > 0 for seconds in found.passes.values())
+
+
+def test_what_else_runs_on_the_machine_is_left_out():
+    """Half of all readings come late."""
+    late = random.Random(3)
+    found = measured(jumps=lambda reading: late.choice([0.0, 3.0]), quick=True)
+    assert found.passes == pytest.approx({rows: 1.0 + 0.1 * rows for rows in ROWS})
+
+
+def test_rows_cost_no_more_than_as_many_passes():
+    target = FakeTarget()
+    clock = Clock(target)
+    forward = target.forward
+
+    def slow_for_several(rows):
+        clock.now += 50.0 * (len(rows[0].token_ids) > 1)
+        return forward(rows)
+
+    target.forward = slow_for_several
+    found = calibrate(target, None, TEXT, budget_s=1.0, clock=clock)
+    assert found.passes == pytest.approx({rows: 1.1 * rows for rows in ROWS})
 
 
 @pytest.mark.parametrize("size", [-1e6, 1e6])

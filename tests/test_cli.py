@@ -384,7 +384,7 @@ def test_calibrate_shows_what_it_measured(cli):
         "   4     70.00        1.40     17.50",
         "  16    200.00        4.00     12.50",
         "a draft takes 1.000 ms and 2.000 ms a token, 0.040 passes of one row",
-        "medians of 7, measured in 1.2 s",
+        "lower quartiles of 7, measured in 1.2 s",
     ]
     assert cli.loaded[0][2]["learns"]
 

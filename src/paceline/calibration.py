@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from statistics import median
 
 from paceline.runtime.protocols import (
     Drafter,
@@ -28,14 +27,14 @@ ROWS = (1, 2, 3, 5, 8, 16)
 PROMPT_TOKENS = 32
 DRAFT_LENGTHS = (1, 4)
 BUDGET_S = 1.0
-MIN_SWEEPS, MAX_SWEEPS = 3, 15
+MIN_SWEEPS, MAX_SWEEPS = 3, 100
 
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Medians of what was measured.
+    """Lower quartiles of what was measured: what else runs on the machine only ever adds time.
 
     Args:
         passes: seconds of a pass of the target by its rows.
@@ -58,7 +57,7 @@ def calibrate(
     budget_s: float = BUDGET_S,
     clock: Clock = time.perf_counter,
 ) -> Calibration | None:
-    """Measure in turn, until the budget is used or everything was measured 15 times, and at least
+    """Measure in turn, until the budget is used or everything was measured 100 times, and at least
     three times. None if the clock gave nothing to go by.
 
     Args:
@@ -75,9 +74,10 @@ def calibrate(
         for steps, taken in drafts.items():
             taken.append(scratch.draft_s(steps))
         sweeps += 1
-    known = {rows: middle for rows, taken in passes.items() if (middle := _middle(taken))}
+    known = {rows: usual for rows, taken in passes.items() if (usual := _usual(taken))}
     if 1 not in known:
         return None
+    known = {rows: min(usual, rows * known[1]) for rows, usual in known.items()}
     seconds = max(0.0, clock() - begun)
     return Calibration(passes=known, draft=_line(drafts), sweeps=sweeps, seconds=seconds)
 
@@ -126,14 +126,16 @@ class _Scratch:
         return self._clock() - started
 
 
-def _middle(taken: Sequence[float]) -> float:
-    """The median of what a clock that stood or went back did not spoil; 0 if that is nothing."""
-    return median([seconds for seconds in taken if is_usable(seconds)] or [0.0])
+def _usual(taken: Sequence[float]) -> float:
+    """The lower quartile of what a clock that stood or went back did not spoil; 0 if that is
+    nothing."""
+    usable = sorted(seconds for seconds in taken if is_usable(seconds))
+    return usable[len(usable) // 4] if usable else 0.0
 
 
 def _line(drafts: Mapping[int, Sequence[float]]) -> tuple[float, float] | None:
     """The fixed part and the slope of seconds over steps."""
-    points = [(steps, _middle(taken)) for steps, taken in drafts.items()]
+    points = [(steps, _usual(taken)) for steps, taken in drafts.items()]
     points = [(steps, seconds) for steps, seconds in points if seconds > 0.0]
     if not points:
         return None

@@ -44,5 +44,5 @@ def calibrate(
 def _lines(calibration: Calibration) -> list[str]:
     from paceline.bench.explain import cost_lines
 
-    times = f"medians of {calibration.sweeps}, measured in {calibration.seconds:.1f} s"
+    times = f"lower quartiles of {calibration.sweeps}, measured in {calibration.seconds:.1f} s"
     return [*cost_lines(calibration.passes, calibration.draft), times]
