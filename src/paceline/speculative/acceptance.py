@@ -38,9 +38,9 @@ LEVELS = np.array([-6.0, -4.0, -3.0, -2.2, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5,
 GENERAL_PRIOR = np.exp(-0.5 * (LEVELS / 1.3) ** 2) + 0.05
 GENERAL_PRIOR /= GENERAL_PRIOR.sum()
 GENERAL_SHARE = 0.2
-PRIOR_RATE = 0.005
+PRIOR_RATE, PRIOR_EVERY = 0.02, 4
 HAZARD = 0.025
-TABULATE_AFTER = 16
+TABULATE_AFTER = 32
 LARGEST_OFFSET = 5.0
 
 KEEP_RATE = 0.1
@@ -187,14 +187,16 @@ class Profile:
                 self.counts[knot] = count + weight
                 rate = OFFSET_RATE + (1.0 - OFFSET_RATE) / (1.0 + count / OFFSET_WARMUP)
                 self.knots[knot] = clamp(self.knots[knot] + rate * weight * error, LARGEST_OFFSET)
-        self._learned = self._learned + PRIOR_RATE * (weights - self._learned)
         self._new += 1
-        if self._new >= TABULATE_AFTER:
+        if self._new % PRIOR_EVERY == 0:
+            self._learned = self._learned + PRIOR_RATE * (weights - self._learned)
+        if self._new >= min(TABULATE_AFTER, 4 + self.counts[0] / 8.0):
             self._tabulate()
 
     def _tabulate(self) -> None:
         self._new = 0
         self.prior = GENERAL_SHARE * GENERAL_PRIOR + (1.0 - GENERAL_SHARE) * self._learned
+        self.change = HAZARD * self.prior
         offsets = SHARE_MATRIX @ np.array(self.knots)
         chances = 1.0 / (1.0 + np.exp(-offsets[:, None] - LEVELS))  # [K, L]
         self.survivals = np.vstack([np.ones(len(LEVELS)), np.cumprod(chances, axis=0)])
@@ -239,7 +241,10 @@ class Profiles:
         """Kinds beyond the first few are one."""
         if kind not in self._profiles and len(self._profiles) >= MAX_KINDS:
             kind = next(iter(self._profiles))
-        return self._profiles.setdefault(kind, Profile())
+        profile = self._profiles.get(kind)
+        if profile is None:
+            profile = self._profiles[kind] = Profile()
+        return profile
 
     def to_dict(self) -> dict[str, Any]:
         """All that was learned, ready for `json.dumps`."""
@@ -306,8 +311,9 @@ class AcceptanceModel:
         rejected = num_accepted < num_judged
         likelihood = (profile.rejections if rejected else profile.survivals)[num_accepted]
         weights = self.weights * likelihood
-        weights += HAZARD * float(weights.sum()) * (profile.prior - weights / weights.sum())
-        self.weights = weights / weights.sum()
+        weights *= (1.0 - HAZARD) / float(weights.sum())
+        weights += profile.change
+        self.weights = weights
         errors = [1.0 - survivals[n + 1] / survivals[n] for n in range(num_accepted)]
         if rejected:
             errors.append(-survivals[num_judged] / survivals[num_accepted])

@@ -51,6 +51,9 @@ LEAST_RATE, LARGEST_STEP = 0.2, 0.5
 TRUSTED_PASSES = 3
 """Before so many passes nothing is known of a machine that was not calibrated."""
 
+OVERHEAD_EVERY = 4
+"""Overhead is a small part of a round: one sample in four tells it well enough."""
+
 JUMP = 1.5
 """A line is scaled as a whole where the median of recent samples is so many times what it says."""
 
@@ -262,7 +265,7 @@ class CostModel:
         self.is_known = bool(passes)  # enough to compare draft lengths
         self.has_drafted = False
         self._first: list[float] = []
-        self._version = 0
+        self._version = self._rounds = 0
         self._last: RoundCost | None = None
         self._buckets: dict[tuple[int, int], Bucket] = {}
         self._curves: dict[tuple[int, int, int], Curve] = {}
@@ -344,7 +347,8 @@ class CostModel:
             self.has_drafted = True
             bucket.draft.observe(cost.num_drafts, cost.num_draft_steps, cost.draft_s)
             changed |= moved(bucket.draft, PUBLISHED * cost.verify_s)
-        if is_usable(cost.overhead_s):
+        self._rounds += 1
+        if self._rounds % OVERHEAD_EVERY == 0 and is_usable(cost.overhead_s):
             self._overhead.observe(1, cost.num_tokens, cost.overhead_s)
             changed |= moved(self._overhead, PUBLISHED * cost.verify_s)
         self._version += changed
