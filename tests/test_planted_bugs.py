@@ -163,7 +163,7 @@ def test_a_wrong_hidden_row_costs_drafts_but_no_token(monkeypatch):
     target = FakeTarget()
     engine = Engine(fake_pair(target, FakeDrafter(target)))
     with pytest.raises(AssertionError, match="hidden"):
-        engine.generate("hello", max_tokens=30)
+        engine.generate("hello", max_tokens=30, draft=4)
 
 
 def fake_text(*, ring_slots, draft):
