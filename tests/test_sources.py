@@ -1,9 +1,11 @@
 """Text that is known already is drafted where it pays, and trusted as much as its matches merit."""
 
 import random
+from dataclasses import dataclass
 
 import pytest
 
+from paceline.speculative.controller import DraftContext, DraftPlan
 from paceline.speculative.sources import (
     BUCKET_STARTS,
     EARLIER,
@@ -14,6 +16,7 @@ from paceline.speculative.sources import (
     SharedTrust,
     TextSources,
     Trust,
+    text_drafts,
 )
 from paceline.speculative.suffix import IndexedText
 
@@ -160,3 +163,91 @@ def test_shares_are_no_more_than_certain():
     for _ in range(50):
         trust.record(2, 0.25, right=True)
     assert trust.factor(2) == 1.0
+
+
+# --- a round of several sequences
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A pass costs 1 and 0.1 for each draft token, up to `cheap` of them, then 5 more."""
+
+    cheap: int = 1000
+    draft_fixed: float = 0.02
+    draft_step: float = 0.05
+    overhead: float = 0.01
+
+    @property
+    def passes(self):
+        return [1.0 + 0.1 * rows + 5.0 * (rows > self.cheap) for rows in range(100)]
+
+    def curve(self, context_length, num_sequences, max_draft_tokens):
+        return self
+
+
+def context(room=15, text_room=15):
+    return DraftContext(room=room, context_length=50, kind="prose", text_room=text_room)
+
+
+def quoting(length=20):
+    return written(TextSources(PASSAGE, SharedTrust()), PASSAGE[:length])
+
+
+def silent():
+    return TextSources([1], SharedTrust())
+
+
+NO_PLAN = DraftPlan(max_draft_tokens=0)
+
+
+@pytest.mark.parametrize(
+    ("plan", "drafts"),
+    [
+        (NO_PLAN, True),
+        (DraftPlan(max_draft_tokens=4, expected_tokens=2.0, expected_s=1.5, plain_s=1.0), True),
+        (DraftPlan(max_draft_tokens=9, expected_tokens=9.0, expected_s=1.5, plain_s=1.0), False),
+        (DraftPlan(max_draft_tokens=4), True),  # a policy that says nothing
+    ],
+)
+def test_the_better_of_plan_and_text_is_taken(plan, drafts):
+    (found,) = text_drafts([quoting()], [context()], [plan], Curve())
+    assert (found is not None) == drafts
+
+
+def test_a_probe_is_no_excuse_for_a_text_that_does_not_pay():
+    """A plan may promise less than plain decoding, to learn; a text may not."""
+    probe = DraftPlan(max_draft_tokens=1, expected_tokens=1.0, expected_s=9.0, plain_s=1.0)
+    dear = Curve(cheap=0)
+    assert text_drafts([quoting()], [context(text_room=3)], [probe], dear) == [None]
+
+
+def test_without_proposals_no_costs_are_asked_for():
+    assert text_drafts([silent(), None], [context()] * 2, [NO_PLAN] * 2, None) == [None, None]
+
+
+def test_sequences_share_one_budget():
+    """The first takes the rows that are cheap; what it took counts for the second."""
+    found = text_drafts([quoting(), quoting()], [context()] * 2, [NO_PLAN] * 2, Curve(cheap=6))
+    assert [len(draft.token_ids) if draft else 0 for draft in found] == [6, 0]
+    alone = text_drafts([None, quoting()], [context()] * 2, [NO_PLAN] * 2, Curve(cheap=6))
+    assert len(alone[1].token_ids) == 6
+
+
+def test_the_drafts_of_others_are_in_the_time_of_the_round():
+    plans = [DraftPlan(max_draft_tokens=4), NO_PLAN]
+    _, found = text_drafts([None, quoting()], [context()] * 2, plans, Curve())
+    rows = 4 + len(found.token_ids)
+    assert found.seconds == pytest.approx(1.0 + 0.1 * rows + 0.02 + 4 * 0.05 + 0.01)
+
+
+def test_the_text_room_is_kept():
+    (found,) = text_drafts([quoting()], [context(room=0, text_room=3)], [NO_PLAN], Curve())
+    assert len(found.token_ids) == 3
+    assert text_drafts([quoting()], [context(text_room=0)], [NO_PLAN], Curve()) == [None]
+
+
+def test_nothing_is_proposed_after_the_end_of_a_turn():
+    end = PASSAGE[23]
+    sources = TextSources(PASSAGE, SharedTrust(), end_token_ids=frozenset([end]))
+    found = draft(written(sources, PASSAGE[:20]), row_cost=0.0)
+    assert found.token_ids == tuple(PASSAGE[20:24])
