@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <cstring>
 
 #include "paceline/weights.h"
 
@@ -32,11 +33,18 @@ double read_bandwidth(ThreadPool& pool, std::size_t num_bytes) {
   const std::size_t num_lines = std::max<std::size_t>(num_bytes / kLine, 1);
   const AlignedBytes memory(num_lines * kLine);
   std::atomic<std::uint64_t> total = 0;  // keeps the reads from being optimised away
+  const auto part = [&](int index, int count) {
+    return num_lines * static_cast<std::size_t>(index) / static_cast<std::size_t>(count);
+  };
+  // Pages that nobody has written are one and the same page of zeros, in the cache.
+  pool.run([&](Worker& worker) {
+    const std::size_t first = part(worker.index(), worker.num_workers());
+    const std::size_t end = part(worker.index() + 1, worker.num_workers());
+    std::memset(memory.data() + first * kLine, 1, (end - first) * kLine);
+  });
   const auto read_part = [&](Worker& worker) {
-    const std::size_t count = static_cast<std::size_t>(worker.num_workers());
-    const std::size_t index = static_cast<std::size_t>(worker.index());
-    const std::size_t first = num_lines * index / count;
-    const std::size_t end = num_lines * (index + 1) / count;
+    const std::size_t first = part(worker.index(), worker.num_workers());
+    const std::size_t end = part(worker.index() + 1, worker.num_workers());
     total += sum_lines(memory.as<std::uint64_t>() + first * kWords, end - first);
   };
   double best = 0.0;
