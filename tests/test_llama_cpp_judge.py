@@ -18,12 +18,12 @@ from paceline.sequence import EmittedToken
 
 
 @pytest.mark.llama_cpp
-@pytest.mark.parametrize("quant", ["Q8_0", "BF16"])
-def test_llama_cpp_says_the_same(quant):
+@pytest.mark.parametrize("runtime", ["native", "torch"])
+def test_llama_cpp_says_the_same(runtime):
     python = os.environ.get("LLAMA_CPP_PYTHON")
     if not python:
         pytest.skip("LLAMA_CPP_PYTHON names no Python that has llama_cpp")
-    _, found = judge_files(python, quant=quant)
+    _, found = judge_files(python, runtime=runtime)
     assert found.prompts >= 20
     assert found.tokens == 100 * found.prompts
     assert not found.tokenizer_differences
