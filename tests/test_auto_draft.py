@@ -179,7 +179,7 @@ def test_the_shaken_controller_visits_every_decision():
         sources |= {trace.source for trace in rounds}
         lengths |= {trace.num_draft_tokens for trace in rounds}
     assert sources == {"none", "drafter", "suffix", "prediction"}
-    assert len(lengths) > 12
+    assert len(lengths) > 10
     assert max(lengths) <= MAX_PROPOSAL
 
 
