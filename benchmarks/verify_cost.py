@@ -127,7 +127,7 @@ def measure_both(
 def bandwidth_meter(runtime: str, threads: int) -> Callable[[], float]:
     """What measures the bytes a second that a plain loop reads on the runtime's own threads."""
     if runtime == "torch":
-        return lambda: read_speed(threads)
+        return lambda: read_speed(threads, READ_BYTES)
     from paceline import _native
 
     pool = _native.Pool(threads)

@@ -1,6 +1,5 @@
-"""The fastest that plain decoding could be: weights read for a token, over the memory's speed.
-
-A model whose weights fit into the processor's caches can pass it.
+"""The fastest that plain decoding could be: weights read for a token, over the speed of reading
+so many bytes again and again. Small models are read from the processor's caches.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import numpy as np
 if TYPE_CHECKING:
     from paceline.loading import LoadedPair
 
-READ_BYTES = 256 << 20
-READ_ROUNDS = 5
+MAX_READ_BYTES = 256 << 20  # more than any cache holds
+READ_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +32,17 @@ class Ceiling:
 
 def measure_ceiling(pair: LoadedPair) -> Ceiling:
     """The ceiling of this pair's target on this machine, now."""
-    return Ceiling(bytes_per_token=pair.bytes_per_token, read_bytes_per_s=read_speed(pair.threads))
+    speed = read_speed(pair.threads, min(pair.bytes_per_token, MAX_READ_BYTES))
+    return Ceiling(bytes_per_token=pair.bytes_per_token, read_bytes_per_s=speed)
 
 
-def read_speed(threads: int, num_bytes: int = READ_BYTES) -> float:
-    """Bytes a second that the threads together read from memory: the best of a few rounds."""
-    parts = [np.ones(num_bytes // 4 // threads, np.float32) for _ in range(threads)]
+def read_speed(threads: int, num_bytes: int) -> float:
+    """Bytes a second that the threads together read of `num_bytes`: the best round."""
+    parts = [np.ones(num_bytes // 4 // threads + 1, np.float32) for _ in range(threads)]
     best = float("inf")
+    end = time.perf_counter() + READ_SECONDS
     with ThreadPoolExecutor(threads) as pool:
-        for _ in range(READ_ROUNDS):
-            started = time.perf_counter()
+        while (started := time.perf_counter()) < end:
             list(pool.map(np.dot, parts, parts))
             best = min(best, time.perf_counter() - started)
     return sum(part.nbytes for part in parts) / best
