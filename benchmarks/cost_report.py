@@ -7,7 +7,7 @@ repeat, where both stood next to each other in time.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,6 +31,8 @@ class Results:
     Args:
         prefill: seconds of `prefill_tokens` tokens by side.
         bandwidths: bytes a second that a plain loop reads, one value for each repeat.
+        product_rates: products a second by number of rows that the runtime's kernel reaches with
+            weights in the cache; the last number of rows is that of a prefill chunk.
         memory: with the drafter, and `memory_alone` without; None where not measured.
         llama: what its process says of itself.
     """
@@ -46,6 +48,7 @@ class Results:
     prefill: Mapping[str, Sequence[float]]
     decoding: Decoding
     bandwidths: Sequence[float]
+    product_rates: Mapping[int, float] = field(default_factory=dict)
     memory: Memory | None = None
     memory_alone: Memory | None = None
     llama: Mapping[str, Any] | None = None
@@ -152,7 +155,7 @@ def _memory(results: Results) -> Document:
 
 
 def _roofline(results: Results) -> Document:
-    """Floors by M, the share of them that was reached, and the rate of products."""
+    """Floors by M of reading and of products, and the share of each that was reached."""
     rows = results.rows[OURS]
     times = {m: median(values) for m, values in rows.items()}
     costs = {m: results.cost(m) for m in rows}
@@ -164,14 +167,25 @@ def _roofline(results: Results) -> Document:
         num_outputs=1,
     )
     prefill_s = median(results.prefill[OURS])
+    rates = results.product_rates
     return {
         "read_bytes": {str(m): cost.read_bytes for m, cost in costs.items()},
         "gmac": {str(m): _round(cost.macs / 1e9) for m, cost in costs.items()},
         "floor_s": {str(m): _round(results.floor_s(m), 6) for m in rows},
         "share_of_bandwidth": {str(m): _round(results.floor_s(m) / times[m]) for m in rows},
         "gmac_per_s": {str(m): _round(costs[m].macs / times[m] / 1e9, 1) for m in rows},
+        "cached_gmac_per_s": {str(m): _round(rate / 1e9, 1) for m, rate in rates.items()},
+        "product_floor_s": {
+            str(m): _round(costs[m].macs / rates[m], 6) for m in rows if m in rates
+        },
+        "share_of_products": {
+            str(m): _round(costs[m].macs / rates[m] / times[m]) for m in rows if m in rates
+        },
         "prefill_gmac": _round(prompt.macs / 1e9),
         "prefill_gmac_per_s": _round(prompt.macs / prefill_s / 1e9, 1),
+        "prefill_share_of_products": (
+            _round(prompt.macs / rates[max(rates)] / prefill_s) if rates else None
+        ),
         "decode_share_of_bandwidth": _round(
             (middle(results.decoding.tps[OURS]) or 0.0) * results.floor_s(1)
         ),
@@ -228,7 +242,7 @@ def _spread(values: Sequence[float], digits: int = DIGITS) -> list[float] | None
 def table(found: Document) -> list[str]:
     """Lines of text: a row for each M, then the rest of what people look for."""
     theirs = found["llama_cpp"]
-    header = ["M", "ms", "(spread)", "v", "of bandwidth", "GMAC/s"]
+    header = ["M", "ms", "(spread)", "v", "of bandwidth", "of products"]
     header += ["llama.cpp ms", "v", "ratio"] if theirs else []
     rows = [header, *(_table_row(found, m) for m in found["T_s"])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
@@ -248,7 +262,7 @@ def _table_row(found: Document, m: str) -> list[str]:
         f"({1e3 * low:.2f} to {1e3 * high:.2f})",
         f"{found['v'][m]:.2f}",
         f"{100 * roofline['share_of_bandwidth'][m]:.0f} %",
-        f"{roofline['gmac_per_s'][m]:.0f}",
+        _percent(roofline["share_of_products"].get(m)),
     ]
     if theirs:
         row += [
@@ -257,6 +271,10 @@ def _table_row(found: Document, m: str) -> list[str]:
             f"{found['ratios']['T'][m]:.2f}",
         ]
     return row
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
 
 
 def _summary_lines(found: Document) -> list[str]:
@@ -317,9 +335,13 @@ def draw(found: Document, path: Path) -> None:
         times.fill_between(rows, *spreads, color=colour, alpha=0.2, linewidth=0)
     rows = [int(m) for m in floor]
     one_row = found["T_s"]["1"]
-    dashed = {"color": "black", "linestyle": "--", "linewidth": 1, "label": "reading the weights"}
-    costs.plot(rows, [value / one_row for value in floor.values()], **dashed)
-    times.plot(rows, [1e3 * value for value in floor.values()], **dashed)
+    floors = [("--", "reading the weights", floor)]
+    if products := found["roofline"]["product_floor_s"]:
+        floors.append((":", "products from the cache", products))
+    for line, label, values in floors:
+        settings = {"color": "black", "linestyle": line, "linewidth": 1, "label": label}
+        costs.plot(rows, [value / one_row for value in values.values()], **settings)
+        times.plot(rows, [1e3 * value for value in values.values()], **settings)
     costs.set_ylabel("v(M), own one-row pass = 1")
     times.set_ylabel("ms a pass")
     for axes in (costs, times):

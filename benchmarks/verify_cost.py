@@ -36,6 +36,7 @@ from paceline.bench.ceiling import read_speed
 from paceline.bench.figure import check_figure
 from paceline.bench.provenance import processor_name, provenance
 from paceline.config import check_range
+from paceline.engine import PREFILL_CHUNK
 from paceline.errors import PacelineError
 from paceline.loading import LoadedPair, choose_runtime, load_pair
 from released_geometries import NAMES, Geometry, geometry
@@ -53,6 +54,7 @@ class Measured:
     prefill: dict[str, list[float]]
     decoding: Decoding
     bandwidths: list[float]
+    product_rates: dict[int, float]
     llama: dict[str, Any] | None
 
 
@@ -120,7 +122,12 @@ def measure_both(
     if llama and about:
         about["memory"] = llama.ask("memory")
     return Measured(
-        rows=rows, prefill=prefill, decoding=decoding, bandwidths=bandwidths, llama=about
+        rows=rows,
+        prefill=prefill,
+        decoding=decoding,
+        bandwidths=bandwidths,
+        product_rates=product_rates(asked, [*numbers, PREFILL_CHUNK]),
+        llama=about,
     )
 
 
@@ -132,6 +139,16 @@ def bandwidth_meter(runtime: str, threads: int) -> Callable[[], float]:
 
     pool = _native.Pool(threads)
     return lambda: float(_native.read_bandwidth(pool, READ_BYTES))
+
+
+def product_rates(asked: argparse.Namespace, rows: Sequence[int]) -> dict[int, float]:
+    """Products a second by number of rows, of the runtime's kernel with weights in the cache."""
+    if asked.runtime == "torch":
+        return {}
+    from paceline import _native
+
+    pool = _native.Pool(asked.threads)
+    return {m: float(_native.product_rate(pool, asked.quant, m)) for m in rows}
 
 
 # --- The script ---------------------------------------------------------------------------------

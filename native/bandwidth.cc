@@ -5,13 +5,17 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
-#include "paceline/weights.h"
+#include "paceline/kernels.h"
 
 namespace paceline {
 namespace {
 
 constexpr int kRounds = 5;
+constexpr int kCachedOutputs = 256;  // with the columns 144 KiB of q4_0
+constexpr int kCachedColumns = 1024;
+constexpr double kCachedProducts = 1e9;  // of each thread and round: a few milliseconds
 constexpr std::size_t kLine = 64;
 constexpr std::size_t kWords = kLine / sizeof(std::uint64_t);
 
@@ -53,6 +57,39 @@ double read_bandwidth(ThreadPool& pool, std::size_t num_bytes) {
     pool.run(read_part);
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - started;
     best = std::max(best, static_cast<double>(num_lines * kLine) / std::max(took.count(), 1e-9));
+  }
+  return best;
+}
+
+double product_rate(ThreadPool& pool, WeightType type, int num_rows) {
+  const auto rows = static_cast<std::size_t>(num_rows);
+  const std::vector<float> weights(std::size_t{kCachedOutputs} * kCachedColumns, 1.0F);
+  const PackedMatrix matrix(type, weights.data(), kCachedOutputs, kCachedColumns);
+  const std::size_t blocks = kCachedColumns / kBlockColumns;
+  std::vector<float> values(rows * kCachedColumns, 1.0F);
+  std::vector<float> scales(rows * blocks);
+  const AlignedBytes quants(rows * kCachedColumns);
+  std::vector<std::int32_t> sums(rows * blocks);
+  const Activations x{num_rows,      kCachedColumns, values.data(), quants.as<std::int8_t>(),
+                      scales.data(), sums.data()};
+  const LinearKernels& linear = kernels().linear;
+  for (int row = 0; row < num_rows; ++row) {
+    linear.quantize(x, row, 0, static_cast<int>(blocks));
+  }
+  const double products = static_cast<double>(rows * kCachedOutputs * kCachedColumns);
+  const int passes = static_cast<int>(std::max(kCachedProducts / products, 1.0));
+  double best = 0.0;
+  for (int round = 0; round < kRounds; ++round) {
+    const auto started = std::chrono::steady_clock::now();
+    pool.run([&](Worker&) {
+      std::vector<float> out(rows * kCachedOutputs);
+      for (int pass = 0; pass < passes; ++pass) {
+        linear.multiply(matrix.view(), x, 0, num_panels(kCachedOutputs), out.data(),
+                        kCachedOutputs);
+      }
+    });
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - started;
+    best = std::max(best, products * passes * pool.num_threads() / std::max(took.count(), 1e-9));
   }
   return best;
 }

@@ -128,6 +128,7 @@ NewRows<float> multiply(const std::string& dtype, const Bytes& data, int outputs
 
 constexpr int kMaxThreads = 1024;
 constexpr std::int64_t kMaxReadBytes = std::int64_t{1} << 36;
+constexpr int kMaxMeasuredRows = 512;
 constexpr std::int64_t kMaxPositions = std::int64_t{1} << 30;
 
 void make_pool(ThreadPool* pool, int threads, bool pin) {
@@ -139,6 +140,13 @@ double measure_bandwidth(ThreadPool& pool, std::int64_t num_bytes) {
   check_range("num_bytes", num_bytes, 1, kMaxReadBytes);
   nb::gil_scoped_release unlocked;
   return read_bandwidth(pool, static_cast<std::size_t>(num_bytes));
+}
+
+double measure_products(ThreadPool& pool, const std::string& dtype, int num_rows) {
+  check_range("num_rows", num_rows, 1, kMaxMeasuredRows);
+  const WeightType type = weight_type(dtype);
+  nb::gil_scoped_release unlocked;
+  return product_rate(pool, type, num_rows);
 }
 
 std::vector<std::string> isa_names() {
@@ -311,6 +319,8 @@ void bind_pool(nb::module_& module) {
       .def_prop_ro("threads", &ThreadPool::num_threads);
   module.def("read_bandwidth", &measure_bandwidth, "pool"_a, "num_bytes"_a,
              "Bytes a second that a plain loop reads of freshly allocated memory.");
+  module.def("product_rate", &measure_products, "pool"_a, "dtype"_a, "num_rows"_a,
+             "Multiplications a second of linear layers whose weights stay in the cache.");
 }
 
 void bind_shapes(nb::module_& module) {

@@ -165,6 +165,14 @@ def test_reading_memory(pool):
         _native.read_bandwidth(pool, 0)
 
 
+def test_products_from_the_cache(pool):
+    assert _native.product_rate(pool, "Q4_0", 4) > 0
+    with pytest.raises(ValueError, match="num_rows=0 is out of range"):
+        _native.product_rate(pool, "Q4_0", 0)
+    with pytest.raises(ValueError, match="Q5_0"):
+        _native.product_rate(pool, "Q5_0", 1)
+
+
 # --- one linear layer
 
 

@@ -398,6 +398,7 @@ def results(**changes):
             equal=True,
         ),
         bandwidths=[40e9, 42e9, 41e9],
+        product_rates={1: 1e9, 2: 2e9, 128: 4e9},
         memory=MEMORY,
         memory_alone=replace(MEMORY, rss_bytes=2_900_000, load_s=4.5),
         llama={"version": "1", "memory": {"VmHWM": 7}},
@@ -434,6 +435,10 @@ def test_the_roofline_is_floor_over_time():
     assert roofline["read_bytes"]["2"] == cost.read_bytes
     assert roofline["share_of_bandwidth"]["2"] == round(cost.read_bytes / 41e9 / 0.013, 4)
     assert roofline["gmac_per_s"]["2"] == round(cost.macs / 0.013 / 1e9, 1)
+    assert roofline["product_floor_s"]["2"] == round(cost.macs / 2e9, 6)
+    assert roofline["share_of_products"]["2"] == round(cost.macs / 2e9 / 0.013, 4)
+    prompt = pass_cost(measured.geometry.target, "Q4_0", rows=512, context=0, num_outputs=1)
+    assert roofline["prefill_share_of_products"] == round(prompt.macs / 4e9 / 0.5, 4)
 
 
 def test_what_was_not_measured_is_null(tmp_path):
@@ -442,6 +447,7 @@ def test_what_was_not_measured_is_null(tmp_path):
         prefill={"paceline": [0.5]},
         memory=None,
         memory_alone=None,
+        product_rates={},
         llama=None,
         decoding=replace(
             results().decoding,
@@ -462,7 +468,7 @@ def test_table_and_figure(tmp_path):
     found = document(results(), {})
     lines = table(found)
     header = " ".join(lines[0].split())
-    assert header == "M ms (spread) v of bandwidth GMAC/s llama.cpp ms v ratio"
+    assert header == "M ms (spread) v of bandwidth of products llama.cpp ms v ratio"
     assert lines[2].split()[:6] == ["2", "13.00", "(12.00", "to", "14.00)", "1.18"]
     assert lines[2].split()[-1] == "2.00"
     text = "\n".join(lines)
@@ -484,6 +490,7 @@ def test_the_whole_script(tmp_path, capsys, monkeypatch, pair):
     """From the arguments to the last line, with the pair that is already loaded."""
     monkeypatch.setattr(verify_cost, "load_pair", lambda *_, **__: pair)
     monkeypatch.setattr(verify_cost, "bandwidth_meter", lambda *_: lambda: 1e9)
+    monkeypatch.setattr(verify_cost, "product_rates", lambda *_: {1: 1e9, 2: 1e9})
     status = verify_cost.main(
         "--geometry tiny --quant Q8_0 --runtime torch --no-memory --repeats 1 --rows 2 --threads 1 "
         f"--context 30 --prefill-tokens 40 --decode-tokens 6 --draft 2 --work {tmp_path} "

@@ -40,6 +40,9 @@ class Pool:
 def read_bandwidth(pool: Pool, num_bytes: int) -> float:
     """Bytes a second that a plain loop reads of freshly allocated memory."""
 
+def product_rate(pool: Pool, dtype: str, num_rows: int) -> float:
+    """Multiplications a second of linear layers whose weights stay in the cache."""
+
 class LayerShape:
     """One decoder layer: see native shapes.h."""
 
