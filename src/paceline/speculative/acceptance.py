@@ -1,9 +1,9 @@
 """How likely the target is to take each token of a draft.
 
 The log-odds of a draft token, given that those before it were taken, are an offset of its position
-in text of this kind (learned slowly, from all sequences) plus a level of this text (learned fast,
-by each sequence). Where the drafter says how sure it is, a logistic curve of that margin tells
-good tokens of a draft from bad ones. Knows no tokens, no seconds and no draft lengths.
+in text of this kind (learned slowly, from all sequences) plus how easy this text is, which each
+sequence follows by Bayes' rule. Where the drafter says how sure it is, a logistic curve of that
+margin tells good tokens of a draft from bad ones. Knows no tokens, seconds or draft lengths.
 """
 
 from __future__ import annotations
@@ -32,18 +32,32 @@ STARTING_ACCEPTANCE = (0.72, 0.68, 0.65, 0.65, 0.65)
 OFFSET_RATE, OFFSET_WARMUP = 0.05, 8.0
 """Offsets follow the average error of about the last hundred observations, faster at first."""
 
+LARGEST_OFFSET = 5.0
+
 LEVELS = np.array([-6.0, -4.0, -3.0, -2.2, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.2, 3.0, 4.0])
-"""How much easier than usual for its kind a text may be, in log-odds."""
+"""How much easier than usual for its kind a text may be, in log-odds: from a drafter that is always
+wrong to a text that is copied."""
 
 GENERAL_PRIOR = np.exp(-0.5 * (LEVELS / 1.3) ** 2) + 0.05
 GENERAL_PRIOR /= GENERAL_PRIOR.sum()
+"""Before anything was seen: acceptances from 0.4 to 0.9 are usual, none is excluded."""
+
 GENERAL_SHARE = 0.2
+"""What all sequences have taught counts for the rest: a kind of text may hold surprises."""
+
 PRIOR_RATE, PRIOR_EVERY = 0.02, 4
-HAZARD = 0.025
+"""The levels of a kind of text are an average over its last 200 rounds: several answers."""
+
+HAZARD = 0.01
+"""Chance that the text changes between two drafts. Higher values find a change sooner and are less
+sure of a text that stays; an expected acceptance can never fall below this, and where rows are
+nearly free, so little acceptance pays."""
+
 TABULATE_AFTER = 32
-LARGEST_OFFSET = 5.0
+"""Offsets move slowly: the tables that follow from them are renewed after so many drafts."""
 
 KEEP_RATE = 0.1
+"""Shares of kept tokens are an average of the last ten drafts: they follow the text too."""
 
 MAX_MARGIN = 30.0
 MARGIN_BINS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0, 13.0)
@@ -52,6 +66,8 @@ MARGIN_MEMORY = 0.95
 """At each fit: about the last 1,300 observations count."""
 
 LEAST_OBSERVATIONS = 100.0
+"""A curve of fewer would hold back good tokens as often as bad ones."""
+
 RIDGE = 0.5
 LEAST_SLOPE = 0.02
 NEWTON_STEPS = 4
@@ -94,7 +110,7 @@ class MarginCurve:
         self._new = 0
 
     def observe(self, margin: float, accepted: bool) -> None:
-        margin = min(margin, MAX_MARGIN)
+        margin = min(margin, MAX_MARGIN) if margin > 0.0 else 0.0  # no NaN either
         place = bisect_left(MARGIN_BINS, margin)
         self.seen[place] += 1.0
         self.accepted[place] += accepted

@@ -157,9 +157,9 @@ class AdaptiveDraftLength:
         outlook = Outlook(curve, curve.passes[0], curve.plain, 1.0 / curve.plain)
         room = self._turn_to(context)
         best = best_length(self._survivals, self._model.kept, curve, room)
-        if best.length and self._refresh_is_due(best, context, outlook):
+        if best.length and self._refresh_is_due(best.rate, context.context_length, 1, outlook.rate):
             return self._decided(outlook.plain(), outlook)
-        return self._decide(best, room, outlook)
+        return self._decided(self._decide(best, room, outlook), outlook)
 
     def plan_round(
         self, policies: Sequence[DraftLengthPolicy], contexts: Sequence[DraftContext]
@@ -167,37 +167,43 @@ class AdaptiveDraftLength:
         """Rows go where they are most likely to be accepted, as many as pay in one pass."""
         count = len(policies)
         mean_length = sum(context.context_length for context in contexts) // count
-        curve = self.costs.curve(mean_length, count, MAX_POSITIONS * count)
-        members = [
-            (policy, policy._turn_to(context))
-            for policy, context in zip(policies, contexts, strict=True)
-            if isinstance(policy, AdaptiveDraftLength) and policy.costs is self.costs
-        ]
-        plans = {
-            id(policy): policy.plan(context)
-            for policy, context in zip(policies, contexts, strict=True)
-            if all(policy is not member for member, _ in members)
-        }
-        fixed_rows = sum(
-            min(plans[id(policy)].max_draft_tokens, context.room)
-            for policy, context in zip(policies, contexts, strict=True)
-            if id(policy) in plans
-        )
-        states = [(member._survivals, member._model.kept, room) for member, room in members]
+        plans, members, fixed_rows = self._members(policies, contexts)
+        most_fixed = max(fixed_rows, MAX_POSITIONS * (count - len(members)))
+        curve = self.costs.curve(mean_length, count, most_fixed + MAX_POSITIONS * len(members))
+        states = [(m._survivals, m._model.kept, room) for m, room in members.values()]
         forecasts = shared_lengths(states, curve, count, fixed_rows)
         num_rows = fixed_rows + sum(forecast.length for forecast in forecasts)
         num_tokens = sum(forecast.tokens for forecast in forecasts) + count - len(members)
-        for (member, room), best in zip(members, forecasts, strict=True):
+        plain_rate = count / curve.plain
+        refresh = num_rows > fixed_rows == 0 and self._refresh_is_due(
+            forecasts[0].rate, mean_length, count, plain_rate
+        )
+        for (index, (member, room)), best in zip(members.items(), forecasts, strict=True):
             start = num_rows - best.length
             outlook = Outlook(
                 curve=replace(curve, passes=curve.passes[start : start + MAX_POSITIONS + 1]),
                 pass_s=curve.passes[0],
                 plain_s=curve.plain,
-                rate=count / curve.plain,
+                rate=plain_rate,
                 others=num_tokens - best.tokens,
             )
-            plans[id(member)] = member._decide(best, room, outlook)
-        return [plans[id(policy)] for policy in policies]
+            plan = outlook.plain() if refresh else member._decide(best, room, outlook)
+            plans[index] = member._decided(plan, outlook)
+        return [plans[index] for index in range(count)]
+
+    def _members(
+        self, policies: Sequence[DraftLengthPolicy], contexts: Sequence[DraftContext]
+    ) -> tuple[dict[int, DraftPlan], dict[int, tuple[AdaptiveDraftLength, int]], int]:
+        """The plans of sequences that cannot be decided for, those that can with their room, both
+        by place, and the rows of the former."""
+        plans, members, rows = {}, {}, 0
+        for index, (policy, context) in enumerate(zip(policies, contexts, strict=True)):
+            if isinstance(policy, AdaptiveDraftLength) and policy.costs is self.costs:
+                members[index] = (policy, policy._turn_to(context))
+            else:
+                plans[index] = plan = policy.plan(context)
+                rows += min(plan.max_draft_tokens, context.room)
+        return plans, members, rows
 
     def _turn_to(self, context: DraftContext) -> int:
         """Expect text of the context's kind; the longest draft that is of use."""
@@ -217,11 +223,10 @@ class AdaptiveDraftLength:
     def _decide(self, best: Forecast, room: int, outlook: Outlook) -> DraftPlan:
         self._is_probe = False
         if best.length == 0:
-            probe = self._probe(outlook) if room else None
-            return self._decided(probe or outlook.plain(), outlook)
+            return (self._probe(outlook) if room else None) or outlook.plain()
         length = self._affordable(best.length, outlook)
-        if not length:
-            return self._decided(outlook.plain(), outlook)
+        if length == 0:
+            return outlook.plain()
         model, curve, survivals = self._model, outlook.curve, self._survivals
         self._bounds = bounds = margin_bounds(
             length, survivals, model.kept, curve, best.rate, model.profile.curve
@@ -231,14 +236,13 @@ class AdaptiveDraftLength:
             whole = best_length(survivals, ALL_KEPT, curve, room, outlook.others).length
             length = self._affordable(min(max(1, whole) + FULL_DEEPER, room), outlook)
             bounds = ()
-        plan = DraftPlan(
+        return DraftPlan(
             max_draft_tokens=length,
             min_confidences=bounds,
             expected_tokens=best.tokens,
             expected_s=best.seconds,
             plain_s=outlook.plain_s,
         )
-        return self._decided(plan, outlook)
 
     def _decided(self, plan: DraftPlan, outlook: Outlook) -> DraftPlan:
         self._plan, self._outlook = plan, outlook
@@ -251,10 +255,12 @@ class AdaptiveDraftLength:
             length -= 1
         return length
 
-    def _refresh_is_due(self, best: Forecast, context: DraftContext, outlook: Outlook) -> bool:
+    def _refresh_is_due(
+        self, rate: float, context_length: int, num_sequences: int, plain_rate: float
+    ) -> bool:
         """Whether to measure plain decoding again: the rarer, the more a plain round would lose."""
-        age = self.costs.rounds_since_plain(context.context_length)
-        return age >= REFRESH_FIRST and age * REFRESH_SHARE > 1.0 - outlook.rate / best.rate
+        age = self.costs.rounds_since_plain(context_length, num_sequences)
+        return age >= REFRESH_FIRST and age * REFRESH_SHARE > 1.0 - plain_rate / rate
 
     def _probe(self, outlook: Outlook) -> DraftPlan | None:
         """One token to see whether the text has changed, if one is due. As a rule only a token of

@@ -22,6 +22,7 @@ from paceline.speculative.kept_values import (
     format_of,
     list_of,
     number_of,
+    whole_of,
 )
 
 Points = Sequence[tuple[int, float]]
@@ -58,7 +59,7 @@ JUMP = 1.5
 """A line is scaled as a whole where the median of recent samples is so many times what it says."""
 
 LINE_MEMORY = 0.98
-LINE_TIE = 0.05
+LINE_TIE = 0.005
 """Fixed part and slope keep their proportion unless samples of several lengths say otherwise."""
 
 PUBLISHED = 0.01
@@ -132,20 +133,20 @@ class Line:
         if not 1 / JUMP < usual < JUMP:
             self._scale(usual)
             expected, usual = expected * usual, 1.0
-        self._fit(times, n, expected * max(usual / 2, min(usual * 2, recent[-1])))
+        self._fit(times, n, expected, max(usual / 2, min(usual * 2, recent[-1])))
 
     def _scale(self, factor: float) -> None:
         """All of it costs so many times what it did: past samples count as if they had too."""
         self._start = (self._start[0] * factor, self._start[1] * factor)
         self._recent = [ratio / factor for ratio in self._recent]
 
-    def _fit(self, times: int, n: int, seconds: float) -> None:
-        """Minimise the sum of (1 - f x - s y)**2, f and s being multiples of the starting parts,
-        tied to the one multiple of both that fits best."""
+    def _fit(self, times: int, n: int, expected: float, ratio: float) -> None:
+        """Minimise the sum of (ratio - f x - s y)**2, f and s being multiples of the starting
+        parts, tied to the one multiple of both that fits best."""
         fixed, slope = self._start
-        x, y = fixed * times / seconds, slope * n / seconds
+        x, y = fixed * times / expected, slope * n / expected
         sums = self._sums
-        for index, product in enumerate((x * x, x * y, y * y, x, y)):
+        for index, product in enumerate((x * x, x * y, y * y, x * ratio, y * ratio)):
             sums[index] = sums[index] * LINE_MEMORY + product
         xx, xy, yy, x, y = sums
         both = (x + y) / (xx + 2 * xy + yy)
@@ -403,10 +404,10 @@ class CostModel:
 
     def _add_kept(self, kept: dict[str, Any]) -> None:
         context, sequences = (
-            int(number_of(bits, "a bucket's key", 1, 64))
+            whole_of(bits, "a bucket's key", 1, 64)
             for bits in list_of(kept["key"], "a bucket's key", 2, 2)
         )
-        place = int(number_of(kept["parent"], "parent", -1, len(self._buckets) - 1))
+        place = whole_of(kept["parent"], "parent", -1, len(self._buckets) - 1)
         parent = self._seed if place < 0 else list(self._buckets.values())[place]
         bucket = Bucket(parent, line_of(kept["draft"], "draft"))
         for rows, seconds in (
@@ -426,10 +427,7 @@ def is_usable(seconds: float) -> bool:
 
 def moved(learned: Cell | Line, least: float) -> bool:
     """Whether it has moved by more than `least` since this was last true."""
-    if isinstance(learned, Cell):
-        now = learned.seconds
-    else:
-        now = learned.seconds(1, USUAL_STEPS)
+    now = learned.seconds if isinstance(learned, Cell) else learned.seconds(1, USUAL_STEPS)
     if abs(now - learned.published) <= least:
         return False
     learned.published = now
@@ -470,7 +468,7 @@ def check_points(points: Points) -> None:
 def cell_of(value: object, what: str) -> tuple[int, float]:
     rows, seconds = list_of(value, what, 2, 2)
     return (
-        int(number_of(rows, f"rows of {what}", 1, MAX_ROWS)),
+        whole_of(rows, f"rows of {what}", 1, MAX_ROWS),
         number_of(seconds, f"seconds of {what}", MIN_SECONDS, MAX_SECONDS),
     )
 

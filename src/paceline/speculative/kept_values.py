@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -42,9 +41,22 @@ def number_of(value: object, what: str, low: float, high: float) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{what} must be a number, got {type(value).__name__}.")
-    if not (math.isfinite(value) and low <= value <= high):
-        raise ConfigError(f"{what}={value:.6g} is out of range: expected {low:g} to {high:g}.")
+    if not low <= value <= high:  # nor is NaN
+        raise ConfigError(f"{what} is out of range: expected {low:g} to {high:g}.")
     return float(value)
+
+
+def whole_of(value: object, what: str, low: int, high: int) -> int:
+    """A whole number from `low` to `high`.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{what} must be a whole number, got {type(value).__name__}.")
+    if not low <= value <= high:
+        raise ConfigError(f"{what} is out of range: expected {low} to {high}.")
+    return value
 
 
 def numbers_of(value: object, what: str, length: int, low: float, high: float) -> list[float]:
