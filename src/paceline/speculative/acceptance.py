@@ -241,7 +241,7 @@ class Profile:
         levels = np.array(numbers_of(kept["levels"], "levels", len(LEVELS), 0.0, 1.0))
         if not 0.99 < levels.sum() < 1.01:
             raise ConfigError("the weights of the levels of a profile do not add up to 1.")
-        profile._learned = levels / levels.sum()
+        profile._learned = levels
         profile.curve = MarginCurve.from_dict(kept["curve"])
         profile._tabulate()
         return profile

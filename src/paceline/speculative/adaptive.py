@@ -33,8 +33,9 @@ LEAST_GAIN = 1.015
 expected acceptance of a few percent, which would pay where rows are nearly free."""
 
 FIRST_CREDIT, CREDIT_RATE = 2.8, 0.004
-"""Tokens that wrong drafts may cost at first, and for each token after. Over 200 tokens that is
-3.6, 1.8 % of them. With less, text where drafting just pays is given up by bad luck."""
+"""Tokens that wrong drafts may cost at first, and what grows again with each token, up to as many.
+Over 200 tokens that is 3.6, 1.8 % of them. With less, text where drafting just pays is given up by
+bad luck."""
 
 MOST_CREDIT = 20.0
 """What drafting has won may be lost again, so far: a hard passage in easy text then ends with
@@ -297,7 +298,8 @@ class AdaptiveDraftLength:
         self.costs.observe(outcome.cost)
         plan, model, outlook = self._plan, self._model, self._outlook
         accepted, drafted = outcome.num_accepted_tokens, outcome.num_draft_tokens
-        self.credit = min(MOST_CREDIT, self.credit + CREDIT_RATE * (1 + accepted))
+        if self.credit < FIRST_CREDIT:
+            self.credit = min(FIRST_CREDIT, self.credit + CREDIT_RATE * (1 + accepted))
         if outlook is None or not plan.max_draft_tokens or outcome.source not in OWN_SOURCES:
             return
         held_back = drafted < plan.max_draft_tokens

@@ -1,0 +1,327 @@
+"""Acceptance is learned from what was judged, and from nothing else."""
+
+import copy
+import json
+import math
+import random
+from itertools import accumulate, pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paceline.errors import ConfigError
+from paceline.speculative.acceptance import (
+    GENERAL_PRIOR,
+    KNOTS,
+    LEAST_OBSERVATIONS,
+    LEVELS,
+    MARGIN_BINS,
+    MAX_KINDS,
+    MAX_POSITIONS,
+    REFIT_AFTER,
+    AcceptanceModel,
+    MarginCurve,
+    Profile,
+    Profiles,
+)
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def draw(generator, chances):
+    """How many tokens of a draft are taken."""
+    taken = 0
+    while taken < len(chances) and generator.random() < chances[taken]:
+        taken += 1
+    return taken
+
+
+def live(model, chances, rounds, seed=0):
+    """Drafts whose token n is taken with the n-th of these chances, all of them judged."""
+    generator = random.Random(seed)
+    for _ in range(rounds):
+        accepted = draw(generator, chances)
+        judged = accepted + (accepted < len(chances))
+        model.observe(model.survivals(), accepted, judged)
+    return model
+
+
+def conditional(model, count):
+    survivals = model.survivals()
+    return [survivals[n + 1] / survivals[n] for n in range(count)]
+
+
+# --- Levels and offsets -------------------------------------------------------------------------
+
+
+def test_the_first_expectation_is_that_of_chat():
+    assert conditional(AcceptanceModel(Profile()), 3) == pytest.approx((0.67, 0.71, 0.74), abs=0.05)
+    assert GENERAL_PRIOR.sum() == pytest.approx(1)
+    assert KNOTS[-1] < MAX_POSITIONS
+
+
+@pytest.mark.parametrize(
+    "chances", [(0.95,) * 6, (0.9, 0.8, 0.7, 0.6), (0.7, 0.6, 0.5), (0.3, 0.2), (0.05,), (0.0,)]
+)
+def test_a_steady_text_is_found(chances):
+    model = live(AcceptanceModel(Profile()), chances, 400)
+    means = [0.0] * len(chances)
+    for seed in range(200):
+        live(model, chances, 1, seed=seed)
+        means = [m + x / 200 for m, x in zip(means, conditional(model, len(chances)), strict=True)]
+    assert means == pytest.approx(chances, abs=0.09)
+
+
+def test_a_survival_is_an_expectation_over_levels():
+    """A text that is either copied or hopeless survives long drafts as often as it is copied."""
+    model = AcceptanceModel(Profile())
+    model.weights = np.where(np.abs(LEVELS) == 4.0, 0.5, 0.0)
+    survivals = model.survivals()
+    per_level = [
+        [
+            1.0,
+            *accumulate([sigmoid(log_odds + level) for log_odds in offsets()], lambda a, b: a * b),
+        ]
+        for level in (-4.0, 4.0)
+    ]
+    assert survivals == pytest.approx([sum(pair) / 2 for pair in zip(*per_level, strict=True)])
+
+
+def offsets():
+    """Of an untaught profile."""
+    knots = [math.log(c / (1 - c)) for c in (0.72, 0.68, 0.65, 0.65, 0.65)]
+    return np.interp(range(MAX_POSITIONS), KNOTS, knots)
+
+
+def test_a_change_of_text_is_followed_in_a_few_rounds():
+    model = live(AcceptanceModel(Profile()), (0.95,) * 4, 100)
+    assert model.survivals()[1] > 0.9
+    for _ in range(6):
+        model.observe(model.survivals(), 0, 1)
+    assert model.survivals()[1] < 0.3
+    live(model, (1.0,) * 4, 4)
+    assert model.survivals()[1] > 0.6
+
+
+def test_what_was_not_judged_teaches_nothing():
+    one, other = AcceptanceModel(Profile()), AcceptanceModel(Profile())
+    before = one.survivals()
+    one.observe(before, 0, 0)
+    assert one.survivals() == pytest.approx(before, rel=0.01)
+    # The text ended on the second accepted token of eight: nothing is known of the third.
+    one, other = AcceptanceModel(Profile()), AcceptanceModel(Profile())
+    for _ in range(30):
+        one.observe(one.survivals(), 2, 2)
+        other.observe(other.survivals(), 2, 3)
+    assert one.survivals()[3] / one.survivals()[2] > other.survivals()[3] / other.survivals()[2]
+    assert one.profile.counts[2] == 0
+    assert other.profile.counts[2] == 30
+
+
+def test_tokens_that_would_have_been_held_back_are_not_expected():
+    """A full draft shows tokens that bounds hide as a rule: they speak for the margins only."""
+    with_bounds, without = AcceptanceModel(Profile()), AcceptanceModel(Profile())
+    for _ in range(20):
+        args = (with_bounds.survivals(), 0, 1, (0.3, 2.0), (0.5, 0.5))
+        with_bounds.observe(*args)
+        without.observe(without.survivals(), 0, 1, (0.3, 2.0), ())
+    assert with_bounds.survivals()[1] == pytest.approx(AcceptanceModel(Profile()).survivals()[1])
+    assert without.survivals()[1] < 0.3
+    assert with_bounds.profile.curve.seen == without.profile.curve.seen
+    # Those before it count.
+    model = AcceptanceModel(Profile())
+    for _ in range(20):
+        model.observe(model.survivals(), 1, 2, (2.0, 0.1), (0.5, 0.5))
+    assert model.survivals()[1] > 0.85
+
+
+def test_sequences_teach_the_kind_of_text():
+    profile = Profile()
+    for seed in range(6):
+        live(AcceptanceModel(profile), (0.0,) * 3, 60, seed=seed)
+    assert AcceptanceModel(profile).survivals()[1] < 0.25
+    assert AcceptanceModel(Profile()).survivals()[1] > 0.6
+    profiles = Profiles()
+    live(AcceptanceModel(profiles.of("code")), (0.95,) * 8, 60)
+    assert profiles.of("prose").knots == Profile().knots
+    assert profiles.of("code") is profiles.of("code")
+
+
+def test_a_world_of_kinds_is_bounded():
+    profiles = Profiles()
+    found = {id(profiles.of(str(number))) for number in range(1000)}
+    assert len(found) == MAX_KINDS
+
+
+def test_kept_shares_follow_what_is_held_back():
+    model = AcceptanceModel(Profile())
+    for _ in range(60):
+        model.observe_kept(2, held_back=True)
+    assert model.kept[:4] == pytest.approx([1.0, 1.0, 0.0, 1.0], abs=0.01)
+    for _ in range(60):
+        model.observe_kept(MAX_POSITIONS, held_back=False)
+    assert min(model.kept) > 0.99
+    model.observe_kept(MAX_POSITIONS, held_back=True)  # nothing is behind the last
+
+
+def test_doubt_goes_back_to_what_is_usual():
+    model = live(AcceptanceModel(Profile()), (0.0,), 60)
+    low = model.survivals()[1]
+    model.doubt(0.2)
+    usual = float((model.profile.survivals @ model.profile.prior)[1])
+    assert model.survivals()[1] == pytest.approx(0.8 * low + 0.2 * usual, rel=0.01)
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, MAX_POSITIONS),
+            st.integers(0, 1),
+            st.lists(st.floats(), max_size=MAX_POSITIONS),
+            st.lists(st.floats(0, 30), max_size=MAX_POSITIONS),
+        ),
+        max_size=80,
+    )
+)
+def test_no_history_breaks_the_expectation(history):
+    model = AcceptanceModel(Profile())
+    for accepted, rejected, confidences, bounds in history:
+        judged = min(MAX_POSITIONS, accepted + rejected)
+        model.observe(model.survivals(), accepted, judged, confidences, bounds)
+        survivals = model.survivals()
+        assert len(survivals) == MAX_POSITIONS + 1
+        assert survivals[0] == pytest.approx(1)
+        assert all(0 < b <= a <= 1.000001 for a, b in pairwise(survivals))
+        curve = model.profile.curve
+        assert curve.slope >= 0
+        assert math.isfinite(curve.slope + curve.intercept)
+    again = Profile.from_dict(json.loads(json.dumps(model.profile.to_dict(), allow_nan=False)))
+    assert again.prior == pytest.approx(GENERAL_PRIOR, abs=1)
+
+
+# --- Margins ------------------------------------------------------------------------------------
+
+
+def margins_seen(slope, intercept, count, seed=1, margin=lambda g: g.expovariate(0.5)):
+    curve, generator = MarginCurve(), random.Random(seed)
+    for _ in range(count):
+        m = margin(generator)
+        curve.observe(m, generator.random() < sigmoid(slope * m + intercept))
+    return curve
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(0.5, -1.0), (1.0, 0.5), (2.0, -2.0), (0.3, 1.0)])
+def test_the_curve_of_the_margin_is_found(slope, intercept):
+    curve = margins_seen(slope, intercept, 64 * 60)
+    assert curve.slope == pytest.approx(slope, rel=0.25)
+    for margin in (0.5, 1.0, 2.0, 4.0):
+        found = sigmoid(curve.slope * margin + curve.intercept)
+        assert found == pytest.approx(sigmoid(slope * margin + intercept), abs=0.06)
+    assert curve.margin_at(0.7) == pytest.approx((0.8473 - intercept) / slope, abs=0.3)
+
+
+@pytest.mark.parametrize("slope", [-0.5, -3.0])
+def test_a_curve_that_falls_is_no_knowledge(slope):
+    assert margins_seen(slope, 1.0, 64 * 30).slope == 0
+
+
+@pytest.mark.parametrize("accepted", [0, 1])
+def test_always_wrong_or_right_tells_nothing_of_margins(accepted):
+    curve = MarginCurve()
+    generator = random.Random(2)
+    for _ in range(64 * 20):
+        curve.observe(generator.expovariate(0.5), bool(accepted))
+    assert math.isfinite(curve.intercept)
+    assert curve.slope < 3
+
+
+def test_few_observations_tell_nothing():
+    few = margins_seen(3.0, -3.0, REFIT_AFTER)
+    assert few.slope == 0
+    assert few.seen != [0] * (len(MARGIN_BINS) + 1)
+    assert margins_seen(3.0, -3.0, 3 * REFIT_AFTER).slope > 0
+    assert REFIT_AFTER < LEAST_OBSERVATIONS < 3 * REFIT_AFTER
+
+
+def test_a_curve_forgets_another_drafter():
+    curve = margins_seen(2.0, -4.0, 64 * 40)
+    generator = random.Random(4)
+    for _ in range(64 * 80):
+        margin = generator.expovariate(0.5)
+        curve.observe(margin, generator.random() < sigmoid(0.5 * margin + 1))
+    assert (curve.slope, curve.intercept) == pytest.approx((0.5, 1.0), abs=0.3)
+
+
+@pytest.mark.parametrize("margin", [math.inf, math.nan, -1.0, 0.0, 1e308])
+def test_no_margin_breaks_the_curve(margin):
+    curve = MarginCurve()
+    for number in range(64 * 4):
+        curve.observe(margin if number % 2 else 1.0, number % 3 > 0)
+    assert math.isfinite(curve.slope + curve.intercept + sum(curve.margins))
+
+
+# --- Keeping ------------------------------------------------------------------------------------
+
+
+def taught():
+    profiles, generator = Profiles(), random.Random(9)
+    for kind, chances in (("code", (0.9,) * 8), ("prose", (0.6, 0.5, 0.4))):
+        model = AcceptanceModel(profiles.of(kind))
+        for _ in range(100):
+            accepted = draw(generator, chances)
+            margins = [generator.expovariate(0.5) for _ in chances]
+            judged = accepted + (accepted < len(chances))
+            model.observe(model.survivals(), accepted, judged, margins)
+    return profiles
+
+
+def test_what_is_kept_comes_back():
+    profiles = taught()
+    again = Profiles.from_dict(json.loads(json.dumps(profiles.to_dict(), allow_nan=False)))
+    assert again.to_dict() == profiles.to_dict()
+    for kind in ("code", "prose"):
+        one, other = AcceptanceModel(profiles.of(kind)), AcceptanceModel(again.of(kind))
+        assert other.survivals()[:8] == pytest.approx(one.survivals()[:8], rel=0.1)
+
+
+def _spoil(*path, value):
+    def spoil(kept):
+        place = kept
+        for step in path[:-1]:
+            place = place[step]
+        place[path[-1]] = value
+        return kept
+
+    return spoil
+
+
+CODE = ("profiles", "code")
+DAMAGE = {
+    "nothing": lambda kept: None,
+    "another format": _spoil("format", value=99),
+    "a field too many": lambda kept: kept | {"more": 1},
+    "profiles in a list": _spoil("profiles", value=[]),
+    "too many profiles": lambda kept: (
+        kept | {"profiles": {str(n): kept["profiles"]["code"] for n in range(MAX_KINDS + 1)}}
+    ),
+    "a profile too short": _spoil(*CODE, "knots", value=[0.0]),
+    "a knot too large": _spoil(*CODE, "knots", value=[9.0] * len(KNOTS)),
+    "a knot that is text": _spoil(*CODE, "knots", value=["0"] * len(KNOTS)),
+    "NaN": _spoil(*CODE, "knots", value=[math.nan] * len(KNOTS)),
+    "a negative count": _spoil(*CODE, "counts", value=[-1.0] * len(KNOTS)),
+    "weights beyond one": _spoil(*CODE, "levels", value=[1.0] * len(LEVELS)),
+    "no weights": _spoil(*CODE, "levels", value=[0.0] * len(LEVELS)),
+    "more accepted than seen": _spoil(*CODE, "curve", "accepted", 0, value=1e8),
+    "a curve without bins": _spoil(*CODE, "curve", "seen", value=[]),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_refused(name):
+    with pytest.raises(ConfigError):
+        Profiles.from_dict(DAMAGE[name](copy.deepcopy(taught().to_dict())))
