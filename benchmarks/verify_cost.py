@@ -44,6 +44,7 @@ from synthetic_gguf import DTYPES, SyntheticPair, ordinary_tokens, write_pair
 
 RESULTS = Path(__file__).parent / "results"
 READ_BYTES = 512 << 20
+QUIET = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,11 +232,15 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
         check_figure(path)
     if asked.llama_cpp:
         LlamaCpp(asked.llama_cpp).close()  # find out before the long part
+    load = load_average()
+    if load is not None and load > QUIET:
+        say(f"other programs keep {load:.1f} processors busy: these times will be worth little")
     say(f"{shape.name}, {shape.layers} layers, {asked.quant}: files in {asked.work}")
     files = write_pair(shape, asked.quant, asked.work)
     results = measure(asked, shape, files)
     where = provenance(threads=asked.threads)
     where["command"] = " ".join(["python", *sys.argv])
+    where["load_average_before"] = load
     found = document(results, where)
     for line in table(found):
         print(line)
@@ -245,6 +250,11 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
         path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
         draw(found, path)
     return found
+
+
+def load_average() -> float | None:
+    """Processes that ran or waited over the last minute; None where the system does not say."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def say(text: str) -> None:

@@ -486,8 +486,10 @@ def test_relative_costs_are_of_medians():
 # --- The script
 
 
-def test_the_whole_script(tmp_path, capsys, monkeypatch, pair):
+@pytest.mark.parametrize("busy", [False, True])
+def test_the_whole_script(busy, tmp_path, capsys, monkeypatch, pair):
     """From the arguments to the last line, with the pair that is already loaded."""
+    monkeypatch.setattr(verify_cost, "load_average", lambda: 3.0 if busy else 0.1)
     monkeypatch.setattr(verify_cost, "load_pair", lambda *_, **__: pair)
     monkeypatch.setattr(verify_cost, "bandwidth_meter", lambda *_: lambda: 1e9)
     monkeypatch.setattr(verify_cost, "product_rates", lambda *_: {1: 1e9, 2: 1e9})
@@ -497,7 +499,9 @@ def test_the_whole_script(tmp_path, capsys, monkeypatch, pair):
         f"--results {tmp_path}".split()
     )
     assert status == 0
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    captured = capsys.readouterr()
+    assert ("keep 3.0 processors busy" in captured.err) == busy
+    last = json.loads(captured.out.splitlines()[-1])
     assert last["geometry"] == "tiny"
     assert list(last["T_s"]) == ["1", "2"]
     assert last["equal"]
