@@ -266,13 +266,14 @@ def test_a_draft_that_was_held_back_whole_is_a_draft():
 
 
 def test_kinds_of_text_are_kept_apart():
-    found = policy(COSTLY)
-    run(found, lambda length: 0, 30, COSTLY, kind="prose")
-    found.credit = FIRST_CREDIT
+    found = policy()
+    run(found, lambda length: 0, 60, kind="prose")
+    run(found, lambda length: length, 60, kind="code")
     assert found.plan(context(kind="prose")).max_draft_tokens <= 1  # a probe at most
-    assert found.plan(context(kind="code")).max_draft_tokens > 1
-    again = policy(COSTLY, found.profiles)
-    assert again.plan(context(kind="prose")).max_draft_tokens <= 1
+    assert found.plan(context(kind="code")).max_draft_tokens > 8
+    again = policy(profiles=found.profiles)  # the next sequence starts from there
+    lengths = {kind: again.plan(context(kind=kind)).max_draft_tokens for kind in ("prose", "code")}
+    assert lengths["code"] > lengths["prose"] + 3
 
 
 # --- Never slower -------------------------------------------------------------------------------
