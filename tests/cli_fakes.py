@@ -196,7 +196,9 @@ class CommandLine:
         self.engine = FakeEngine()
         self.loaded: list[tuple[Any, ...]] = []
         monkeypatch.setattr(common, "load_engine", self._load)
-        monkeypatch.setattr("paceline.bench.ceiling.read_speed", lambda threads, num_bytes: 400_000.0)
+        monkeypatch.setattr(
+            "paceline.bench.ceiling.read_speed", lambda threads, num_bytes: 400_000.0
+        )
         for name in ("NO_COLOR", "FORCE_COLOR"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("TERM", "xterm")
