@@ -119,7 +119,7 @@ def test_what_was_not_judged_teaches_nothing():
         other.observe(other.survivals(), 2, 3)
     assert one.survivals()[3] / one.survivals()[2] > other.survivals()[3] / other.survivals()[2]
     assert one.profile.counts[2] == 0
-    assert other.profile.counts[2] == 30
+    assert other.profile.counts[2] > 20  # those since the last table are still to come
 
 
 def test_tokens_that_would_have_been_held_back_are_not_expected():
@@ -222,7 +222,9 @@ def test_the_curve_of_the_margin_is_found(slope, intercept):
     for margin in (0.5, 1.0, 2.0, 4.0):
         found = sigmoid(curve.slope * margin + curve.intercept)
         assert found == pytest.approx(sigmoid(slope * margin + intercept), abs=0.06)
-    assert curve.margin_at(0.7) == pytest.approx((0.8473 - intercept) / slope, abs=0.3)
+    expected = max(0.0, (0.8473 - intercept) / slope)
+    assert curve.margin_at(0.7) == pytest.approx(expected, abs=0.3)
+    assert 0 <= curve.margin_at(1e-12) <= curve.margin_at(2.0) < 40  # no chance, more than any
 
 
 @pytest.mark.parametrize("slope", [-0.5, -3.0])

@@ -179,6 +179,24 @@ def test_a_cell_follows_a_machine_that_has_slowed_down():
     assert len(cell.recent) == NUM_RECENT
 
 
+@pytest.mark.parametrize("hiccup", [0.001, 0.15, 30.0])
+def test_a_new_cell_believes_three_samples_not_two(hiccup):
+    cell = Cell(0.05)
+    for _ in range(2):
+        cell.observe(hiccup)
+    assert cell.seconds == 0.05 or hiccup < 0.05  # what is too fast cannot be noise
+    cell.observe(hiccup)
+    assert cell.seconds == pytest.approx(hiccup)
+
+
+def test_of_cells_that_contradict_each_other_the_faster_is_right():
+    model = calibrated()
+    observe(model, drafting(0, verify_s=0.150), 20)
+    observe(model, drafting(2, verify_s=0.052), 20)
+    passes = model.curve(100).passes
+    assert passes[0] <= passes[2] == pytest.approx(0.052, rel=0.02)
+
+
 def test_the_parts_of_a_draft_are_told_apart():
     generator = random.Random(3)
     line = Line(0.0005, 0.0005)

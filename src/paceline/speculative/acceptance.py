@@ -32,7 +32,7 @@ STARTING_ACCEPTANCE = (0.72, 0.68, 0.65, 0.65, 0.65)
 OFFSET_RATE, OFFSET_WARMUP = 0.05, 8.0
 """Offsets follow the average error of about the last hundred observations, faster at first."""
 
-LARGEST_OFFSET = 5.0
+LARGEST_OFFSET, LARGEST_MOVE = 5.0, 1.0
 
 LEVELS = np.array([-6.0, -4.0, -3.0, -2.2, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.2, 3.0, 4.0])
 """How much easier than usual for its kind a text may be, in log-odds: from a drafter that is always
@@ -59,7 +59,7 @@ TABULATE_AFTER = 32
 KEEP_RATE = 0.1
 """Shares of kept tokens are an average of the last ten drafts: they follow the text too."""
 
-MAX_MARGIN = 30.0
+MAX_MARGIN, SUREST = 30.0, 0.999
 MARGIN_BINS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0, 13.0)
 REFIT_AFTER = 64
 MARGIN_MEMORY = 0.95
@@ -75,23 +75,14 @@ NEWTON_STEPS = 4
 FORMAT = 1
 
 
-def _shares(position: int) -> tuple[tuple[int, float], ...]:
-    """Knots and weights that the offset of a position is made of."""
-    after = bisect_left(KNOTS, position)
-    if after == len(KNOTS):
-        return ((after - 1, 1.0),)
-    if KNOTS[after] == position:
-        return ((after, 1.0),)
-    left, right = KNOTS[after - 1], KNOTS[after]
-    share = (position - left) / (right - left)
-    return ((after - 1, 1.0 - share), (after, share))
+def _share_matrix() -> NDArray[np.float64]:
+    """[K, knots] what the offset of a position is made of."""
+    units = np.eye(len(KNOTS))
+    columns = [np.interp(range(MAX_POSITIONS), KNOTS, unit) for unit in units]
+    return np.stack(columns, axis=1)
 
 
-SHARES = tuple(_shares(position) for position in range(MAX_POSITIONS))
-SHARE_MATRIX = np.zeros((MAX_POSITIONS, len(KNOTS)))
-for _position, _each in enumerate(SHARES):
-    for _knot, _share in _each:
-        SHARE_MATRIX[_position, _knot] = _share
+SHARE_MATRIX = _share_matrix()
 
 
 class MarginCurve:
@@ -123,8 +114,11 @@ class MarginCurve:
                 counts[:] = [count * MARGIN_MEMORY for count in counts]
 
     def margin_at(self, chance: float) -> float:
-        """The margin from which a token has this chance, 0 < `chance` < 1."""
-        return (math.log(chance / (1.0 - chance)) - self.intercept) / self.slope
+        """The margin from which a token has this chance; there must be a slope."""
+        if chance >= SUREST:
+            chance = SUREST
+        margin = (math.log(chance / (1.0 - chance) + 1e-9) - self.intercept) / self.slope
+        return margin if margin > 0.0 else 0.0
 
     def fit(self) -> None:
         """Newton's method from no slope at all; a slope that is not positive is no knowledge."""
@@ -191,26 +185,43 @@ class Profile:
         self._new = 0
         self._tabulate()
 
-    def learn(self, errors: Sequence[float], weights: NDArray[np.float64]) -> None:
-        """
-        Args:
-            errors: for each token of a draft, 1 or 0 minus its expected acceptance.
-            weights: of the levels, in the text that it was made for.
-        """
-        for position, error in enumerate(errors):
-            for knot, weight in SHARES[position]:
-                count = self.counts[knot]
-                self.counts[knot] = count + weight
-                rate = OFFSET_RATE + (1.0 - OFFSET_RATE) / (1.0 + count / OFFSET_WARMUP)
-                self.knots[knot] = clamp(self.knots[knot] + rate * weight * error, LARGEST_OFFSET)
+    def learn(
+        self,
+        survivals: Sequence[float],
+        num_accepted: int,
+        num_judged: int,
+        weights: NDArray[np.float64],
+    ) -> None:
+        """Take what came of a draft, and the weights of the levels in its text after it."""
+        errors, seen = self._errors, self._seen
+        before = survivals[0]
+        for position in range(num_judged):
+            after = survivals[position + 1]
+            errors[position] += (position < num_accepted) - after / before
+            seen[position] += 1
+            before = after
         self._new += 1
         if self._new % PRIOR_EVERY == 0:
             self._learned = self._learned + PRIOR_RATE * (weights - self._learned)
         if self._new >= min(TABULATE_AFTER, 4 + self.counts[0] / 8.0):
+            self._move_knots()
             self._tabulate()
+
+    def _move_knots(self) -> None:
+        """Follow the errors since the last time."""
+        errors = SHARE_MATRIX.T @ np.array(self._errors)
+        seen = SHARE_MATRIX.T @ np.array(self._seen, np.float64)
+        for knot, (error, weight) in enumerate(zip(errors.tolist(), seen.tolist(), strict=True)):
+            count = self.counts[knot]
+            self.counts[knot] = count + weight
+            rate = OFFSET_RATE + (1.0 - OFFSET_RATE) / (1.0 + (count + weight) / OFFSET_WARMUP)
+            moved = self.knots[knot] + clamp(rate * error, LARGEST_MOVE)
+            self.knots[knot] = clamp(moved, LARGEST_OFFSET)
 
     def _tabulate(self) -> None:
         self._new = 0
+        self._errors = [0.0] * MAX_POSITIONS
+        self._seen = [0] * MAX_POSITIONS
         self.prior = GENERAL_SHARE * GENERAL_PRIOR + (1.0 - GENERAL_SHARE) * self._learned
         self.change = HAZARD * self.prior
         offsets = SHARE_MATRIX @ np.array(self.knots)
@@ -330,10 +341,7 @@ class AcceptanceModel:
         weights *= (1.0 - HAZARD) / float(weights.sum())
         weights += profile.change
         self.weights = weights
-        errors = [1.0 - survivals[n + 1] / survivals[n] for n in range(num_accepted)]
-        if rejected:
-            errors.append(-survivals[num_judged] / survivals[num_accepted])
-        profile.learn(errors, self.weights)
+        profile.learn(survivals, num_accepted, num_judged, weights)
 
     def observe_kept(self, num_kept: int, held_back: bool) -> None:
         """Learn how many tokens of a draft were kept, and whether the next was held back."""

@@ -63,9 +63,12 @@ FULL_FIRST, FULL_EVERY, FULL_DEEPER = 2, 48, 2
 """The first drafts and one in so many are not cut by margins and are longer by two tokens: what is
 never verified is never learned."""
 
-REFRESH_FIRST, REFRESH_SHARE = 32, 0.002
-"""Plain decoding is measured again after 32 rounds at the earliest, and so rarely that it costs
-at most this share of the time."""
+BOUNDS_EVERY = 4
+"""Bounds serve for four drafts of a length: they move slowly, and each takes a logarithm."""
+
+REFRESH_FIRST, REFRESH_LAST, REFRESH_SHARE = 32, 192, 0.002
+"""Plain decoding is measured again after 32 rounds at the earliest and 192 at the latest; between
+them so rarely that it costs at most this share of the time."""
 
 UNSEEN_SLOWNESS = 10.0
 """Before the first draft of an engine its drafter may be so much slower than when it was measured,
@@ -229,9 +232,11 @@ class AdaptiveDraftLength:
         if length == 0:
             return outlook.plain()
         model, curve, survivals = self._model, outlook.curve, self._survivals
-        self._bounds = bounds = margin_bounds(
-            length, survivals, model.kept, curve, best.rate, model.profile.curve
-        )
+        if self._num_drafts % BOUNDS_EVERY == 0 or len(self._bounds) != length:
+            self._bounds = margin_bounds(
+                length, survivals, model.kept, curve, best.rate, model.profile.curve
+            )
+        bounds = self._bounds
         self._num_drafts += 1
         if self._num_drafts <= FULL_FIRST or self._num_drafts % FULL_EVERY == 0:
             whole = best_length(survivals, ALL_KEPT, curve, room, outlook.others).length
@@ -261,7 +266,9 @@ class AdaptiveDraftLength:
     ) -> bool:
         """Whether to measure plain decoding again: the rarer, the more a plain round would lose."""
         age = self.costs.rounds_since_plain(context_length, num_sequences)
-        return age >= REFRESH_FIRST and age * REFRESH_SHARE > 1.0 - plain_rate / rate
+        if age < REFRESH_FIRST:
+            return False
+        return age >= REFRESH_LAST or age * REFRESH_SHARE > 1.0 - plain_rate / rate
 
     def _probe(self, outlook: Outlook) -> DraftPlan | None:
         """One token to see whether the text has changed, if one is due. As a rule only a token of
@@ -305,10 +312,12 @@ class AdaptiveDraftLength:
         held_back = drafted < plan.max_draft_tokens
         if outcome.cost.num_draft_steps:
             self._charge(outcome, drafted + held_back, outlook)
+        bounds = self._bounds
         if plan.min_confidences:
             model.observe_kept(drafted, held_back)
+            bounds = ()  # were heeded
         judged = accepted + (accepted < outcome.num_verified_tokens)
-        model.observe(self._survivals, accepted, judged, outcome.confidences, self._bounds)
+        model.observe(self._survivals, accepted, judged, outcome.confidences, bounds)
         if self._is_probe:
             longer = min(PROBE_LAST, max(PROBE_FIRST, 2 * self._interval))
             self._interval = 1 if accepted else longer
@@ -440,7 +449,7 @@ def margin_bounds(
         row = passes[k] - passes[k - 1] + cost
         survival = survivals[k - 1]
         chance = rate * row / (survival * (1.0 + follow))
-        bounds[k - 1] = max(0.0, margins.margin_at(min(max(chance, 1e-4), 0.999)))
+        bounds[k - 1] = margins.margin_at(chance)
         share = kept[k - 1]
         follow = share * survivals[k] / survival * (1.0 + follow)
         cost = step + share * row

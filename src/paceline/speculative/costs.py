@@ -79,6 +79,8 @@ BUCKET_FIELDS = ("key", "parent", "draft", "cells")
 class Cell:
     """Seconds of one shape of pass.
 
+    It follows the median of the last five, in small steps once it has seen as many.
+
     Args:
         seconds: expected before any was measured, worth two samples.
     """
@@ -96,7 +98,7 @@ class Cell:
         if len(recent) > NUM_RECENT:
             del recent[0]
         self.count += 1
-        step = sorted(recent)[len(recent) // 2] - self.seconds
+        step = usual_of(recent) - self.seconds
         if self.count > NUM_RECENT:
             most = LARGEST_STEP * self.seconds
             step = LEAST_RATE * max(-most, min(most, step))
@@ -129,7 +131,7 @@ class Line:
         recent.append(seconds / expected)
         if len(recent) > NUM_RECENT:
             del recent[0]
-        usual = sorted(recent)[len(recent) // 2]
+        usual = usual_of(recent)
         if not 1 / JUMP < usual < JUMP:
             self._scale(usual)
             expected, usual = expected * usual, 1.0
@@ -213,16 +215,17 @@ class Bucket:
         self._scaled: list[float] | None = None
 
     def passes(self, max_rows: int) -> list[float]:
-        """As `Seed.passes`. More rows never take less."""
+        """As `Seed.passes`. Fewer rows never take more: what else runs only ever adds time, so that
+        of two measured cells that contradict each other the faster one is right."""
         base = self.parent.passes(max_rows)
         if self._scaled is not base or len(self._passes) <= max_rows:
             self._scaled = base
             factors = [(rows, cell.seconds / base[rows]) for rows, cell in self._sorted(base)]
-            scaled = (
+            scaled = [
                 seconds * (between(factors, rows) if factors else 1.0)
                 for rows, seconds in enumerate(base)
-            )
-            self._passes = list(accumulate(scaled, max))
+            ]
+            self._passes = list(accumulate(reversed(scaled), min))[::-1]
         return self._passes
 
     def observe(self, rows: int, seconds: float) -> bool:
@@ -359,7 +362,7 @@ class CostModel:
         if is_usable(cost.verify_s):
             self._first.append(cost.verify_s / along(UNKNOWN_SHAPE, cost.num_rows))
         if len(self._first) == TRUSTED_PASSES:
-            scale = sorted(self._first)[TRUSTED_PASSES // 2]
+            scale = usual_of(self._first)
             self._start([(rows, scale * value) for rows, value in UNKNOWN_SHAPE], None, None)
             self._buckets.clear()
             self._version += 1
@@ -423,6 +426,11 @@ class CostModel:
 def is_usable(seconds: float) -> bool:
     """Whether a clock can have measured this: not where it jumped or stood still."""
     return LEAST_MEASURED <= seconds <= MAX_SECONDS  # no NaN either
+
+
+def usual_of(samples: Sequence[float]) -> float:
+    """The median, the lower one of two."""
+    return sorted(samples)[(len(samples) - 1) // 2]
 
 
 def moved(learned: Cell | Line, least: float) -> bool:
