@@ -211,7 +211,7 @@ def margins_seen(slope, intercept, count, seed=1, margin=lambda g: g.expovariate
     curve, generator = MarginCurve(), random.Random(seed)
     for _ in range(count):
         m = margin(generator)
-        curve.observe(m, generator.random() < sigmoid(slope * m + intercept))
+        curve.observe((m,), generator.random() < sigmoid(slope * m + intercept))
     return curve
 
 
@@ -237,7 +237,7 @@ def test_always_wrong_or_right_tells_nothing_of_margins(accepted):
     curve = MarginCurve()
     generator = random.Random(2)
     for _ in range(64 * 20):
-        curve.observe(generator.expovariate(0.5), bool(accepted))
+        curve.observe((generator.expovariate(0.5),), accepted)
     assert math.isfinite(curve.intercept)
     assert curve.slope < 3
 
@@ -255,7 +255,7 @@ def test_a_curve_forgets_another_drafter():
     generator = random.Random(4)
     for _ in range(64 * 80):
         margin = generator.expovariate(0.5)
-        curve.observe(margin, generator.random() < sigmoid(0.5 * margin + 1))
+        curve.observe((margin,), generator.random() < sigmoid(0.5 * margin + 1))
     assert (curve.slope, curve.intercept) == pytest.approx((0.5, 1.0), abs=0.3)
 
 
@@ -263,7 +263,7 @@ def test_a_curve_forgets_another_drafter():
 def test_no_margin_breaks_the_curve(margin):
     curve = MarginCurve()
     for number in range(64 * 4):
-        curve.observe(margin if number % 2 else 1.0, number % 3 > 0)
+        curve.observe((margin if number % 2 else 1.0,), number % 3 > 0)
     assert math.isfinite(curve.slope + curve.intercept + sum(curve.margins))
 
 

@@ -100,17 +100,22 @@ class MarginCurve:
         self.intercept = 0.0
         self._new = 0
 
-    def observe(self, margin: float, accepted: bool) -> None:
-        margin = min(margin, MAX_MARGIN) if margin > 0.0 else 0.0  # no NaN either
-        place = bisect_left(MARGIN_BINS, margin)
-        self.seen[place] += 1.0
-        self.accepted[place] += accepted
-        self.margins[place] += margin
-        self._new += 1
+    def observe(self, margins: Sequence[float], num_accepted: int) -> None:
+        """Learn from tokens that were judged, of which the first were accepted."""
+        seen, accepted, sums = self.seen, self.accepted, self.margins
+        for position, margin in enumerate(margins):
+            if not 0.0 <= margin <= MAX_MARGIN:  # NaN tells nothing either
+                margin = MAX_MARGIN if margin > 0.0 else 0.0
+            place = bisect_left(MARGIN_BINS, margin)
+            seen[place] += 1.0
+            sums[place] += margin
+            if position < num_accepted:
+                accepted[place] += 1.0
+        self._new += len(margins)
         if self._new >= REFIT_AFTER:
             self._new = 0
             self.fit()
-            for counts in (self.seen, self.accepted, self.margins):
+            for counts in (seen, accepted, sums):
                 counts[:] = [count * MARGIN_MEMORY for count in counts]
 
     def margin_at(self, chance: float) -> float:
@@ -328,8 +333,8 @@ class AcceptanceModel:
             bounds: margins below which a token would have been held back, even if it was not.
         """
         profile = self.profile
-        for position, margin in enumerate(confidences[:num_judged]):
-            profile.curve.observe(margin, position < num_accepted)
+        if confidences:
+            profile.curve.observe(confidences[:num_judged], num_accepted)
         for position, bound in enumerate(bounds[:num_judged]):
             if position < len(confidences) and confidences[position] < bound:
                 num_judged = position  # of what is held back nothing is expected
@@ -338,7 +343,7 @@ class AcceptanceModel:
         rejected = num_accepted < num_judged
         likelihood = (profile.rejections if rejected else profile.survivals)[num_accepted]
         weights = self.weights * likelihood
-        weights *= (1.0 - HAZARD) / float(weights.sum())
+        weights *= (1.0 - HAZARD) / float(self.weights @ likelihood)
         weights += profile.change
         self.weights = weights
         profile.learn(survivals, num_accepted, num_judged, weights)
