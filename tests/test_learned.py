@@ -1,6 +1,7 @@
 """What was learned is there the next time, on the same machine and model only; never fatal."""
 
 import json
+import os
 
 import pytest
 
@@ -112,6 +113,24 @@ def test_a_truncated_file_counts_as_none(tmp_path):
     for content in (b"\xff\xfe", b"[]", b"[" * 100_000, b" " * (MAX_FILE_BYTES + 1)):
         file.path.write_bytes(content)
         assert file.load() is None
+
+
+def test_what_is_of_no_use_is_said_in_the_log(tmp_path, caplog):
+    file = LearnedFile(tmp_path, KEY)
+    assert file.load() is None
+    assert not caplog.messages  # a first start is no damage
+    file.path.write_text("{")
+    assert file.load() is None
+    assert file.path.name in caplog.messages[0]
+    (tmp_path / "file").touch()
+    LearnedFile(tmp_path / "file", KEY).save(learned())
+    assert "cannot be kept" in caplog.messages[1]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    file = LearnedFile(tmp_path, KEY)
+    os.mkfifo(file.path)
+    assert file.load() is None
 
 
 def test_a_folder_that_cannot_be_used_is_no_error(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +21,8 @@ from paceline.speculative.adaptive import AdaptiveDraftLength
 from paceline.speculative.controller import DraftLengthPolicy
 from paceline.speculative.costs import CostModel
 from paceline.speculative.sources import SharedTrust
+
+logger = logging.getLogger(__name__)
 
 FORM = "paceline draft costs 1"
 MAX_FILE_BYTES = 4 << 20
@@ -58,17 +61,24 @@ class LearnedFile:
     def load(self) -> Learned | None:
         """What was kept for this key; None if there is nothing that can be used."""
         try:
-            if self.path.stat().st_size > MAX_FILE_BYTES:
+            if not self.path.is_file():  # nor a pipe, which would be waited for
                 return None
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            if not isinstance(content, dict) or content.get("form") != FORM:
-                return None
-            if content.get("key") != self.key:
-                return None
-            costs = CostModel.from_dict(content.get("costs"))
-            return Learned(costs, Profiles.from_dict(content.get("profiles")))
-        except (OSError, ValueError, RecursionError, ConfigError):
+            with self.path.open("rb") as file:
+                content = file.read(MAX_FILE_BYTES + 1)
+            if len(content) > MAX_FILE_BYTES:
+                raise ConfigError(f"it is larger than {MAX_FILE_BYTES} bytes")
+            return self._learned(json.loads(content))
+        except (OSError, ValueError, RecursionError) as error:
+            logger.warning("%s is of no use and will be written anew: %s", self.path, error)
             return None
+
+    def _learned(self, content: object) -> Learned:
+        if not isinstance(content, dict) or content.get("form") != FORM:
+            raise ConfigError(f'it is not of the form "{FORM}"')
+        if content.get("key") != self.key:
+            raise ConfigError("it is of another machine, model or version")
+        costs = CostModel.from_dict(content.get("costs"))
+        return Learned(costs, Profiles.from_dict(content.get("profiles")))
 
     def save(self, learned: Learned) -> None:
         """Write it whole or not at all. That it cannot be written is no error."""
@@ -83,6 +93,7 @@ class LearnedFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             new.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
             new.replace(self.path)
-        except OSError:
+        except OSError as error:
+            logger.warning("what was learned of this machine cannot be kept: %s", error)
             with suppress(OSError):
                 new.unlink(missing_ok=True)
