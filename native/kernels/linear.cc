@@ -45,6 +45,7 @@ void quantize(const Activations& x, int row, int first, int end) {
 struct Q4_0 {
   static constexpr int kBytes = 256;  // of a block of 16 outputs
   PACELINE_INLINE static void unpack(const std::uint8_t* block, U8x64 (&columns)[8]) {
+    PACELINE_UNROLL
     for (int l = 0; l < 4; ++l) {
       const U8x64 packed = load_bytes(block + 64 * l);
       columns[l] = low_nibbles(packed);
@@ -61,6 +62,7 @@ struct Q4_0 {
 struct Q8_0 {
   static constexpr int kBytes = 512;  // of a block of 16 outputs
   PACELINE_INLINE static void unpack(const std::uint8_t* block, U8x64 (&columns)[8]) {
+    PACELINE_UNROLL
     for (int l = 0; l < 8; ++l) columns[l] = load_bytes(block + 64 * l);
   }
   PACELINE_INLINE static I32x16 start(std::int32_t minus_8_sum) { return start_bytes(minus_8_sum); }
@@ -92,7 +94,8 @@ void multiply_quantized(const std::uint8_t* panel, int half, const Activations& 
   for (std::ptrdiff_t b = 0; b < blocks; ++b) {
     const std::uint8_t* block = panel + b * kBlockBytes<Format>;
     const auto* scales = reinterpret_cast<const std::uint16_t*>(block + 2 * Format::kBytes);
-    if (half == 0) {
+    if (H == 2 || half == 0) {
+      PACELINE_UNROLL
       for (int line = 0; line < kBlockBytes<Format>; line += 64) {
         __builtin_prefetch(block + kPrefetchBytes + line);
       }
