@@ -37,7 +37,8 @@ def weight_bytes(config: TargetConfig | DrafterConfig, dtype: FileDtype) -> int:
     """Bytes in the file of all weights that are read whole: no per-layer embeddings."""
     table = target_table(config) if isinstance(config, TargetConfig) else drafter_table(config)
     weights = (x for x in table.specs if x.kind == "weight" and x.name != LOOKED_UP)
-    return sum(_stored_bytes(spec, dtype) for spec in weights)
+    of_drafter = isinstance(config, DrafterConfig)
+    return sum(_stored_bytes(spec, dtype, of_drafter) for spec in weights)
 
 
 def pass_cost(
@@ -58,8 +59,9 @@ def pass_cost(
     return PassCost(read_bytes=read, macs=macs)
 
 
-def _stored_bytes(spec: TensorSpec, dtype: FileDtype) -> int:
-    return tensor_bytes(stored_dtype(spec, dtype), math.prod(spec.shape))
+def _stored_bytes(spec: TensorSpec, dtype: FileDtype, of_drafter: bool = False) -> int:
+    stored = stored_dtype(spec, dtype, of_drafter=of_drafter)
+    return tensor_bytes(stored, math.prod(spec.shape))
 
 
 def _share_read(spec: TensorSpec, config: TargetConfig, rows: int) -> float:

@@ -39,7 +39,7 @@ from paceline.errors import CheckpointError
 from paceline.tokenizer import BYTE_TOKENS, SPACE
 from released_geometries import Geometry
 
-FORMAT = 1  # in the file names: raise it when the bytes change, so that old files are not reused
+FORMAT = 2  # in the file names: raise it when the bytes change, so that old files are not reused
 DTYPES: tuple[FileDtype, ...] = ("Q4_0", "Q8_0", "BF16")
 PIECE = 1 << 24  # values drawn at a time
 
@@ -112,7 +112,11 @@ def _tensors(
     config: TargetConfig | DrafterConfig, dtype: FileDtype, seed: int
 ) -> list[TensorToWrite]:
     specs = without_centroids(gguf_table(config)).specs
-    tensors = [_tensor(spec, config, stored_dtype(spec, dtype), seed) for spec in specs]
+    of_drafter = isinstance(config, DrafterConfig)
+    tensors = [
+        _tensor(spec, config, stored_dtype(spec, dtype, of_drafter=of_drafter), seed)
+        for spec in specs
+    ]
     if "global" in config.layer_kinds:
         divisors = rope_divisors(config)
         tensors.append(

@@ -82,18 +82,18 @@ def stored(name: str, dtype: FileDtype) -> Stored:
             target.config,
             converted(target.weights, dtype),
             drafter.config,
-            converted(drafter.weights, dtype),
+            converted(drafter.weights, dtype, of_drafter=True),
         )
 
 
-def converted(weights: Weights, dtype: FileDtype) -> Weights:
-    return Weights(tensors=tuple(_converted(weight, dtype) for weight in weights.tensors))
+def converted(weights: Weights, dtype: FileDtype, *, of_drafter: bool = False) -> Weights:
+    return Weights(tensors=tuple(_converted(x, dtype, of_drafter) for x in weights.tensors))
 
 
-def _converted(weight: Weight, dtype: FileDtype) -> Weight:
+def _converted(weight: Weight, dtype: FileDtype, of_drafter: bool) -> Weight:
     if weight.spec.kind == "token_ordering":
         return replace(weight, data=np.array(weight.data), forget=lambda: None)
-    kind = stored_dtype(weight.spec, dtype)
+    kind = stored_dtype(weight.spec, dtype, of_drafter=of_drafter)
     values = dequantise(as_bytes(weight.data), weight.dtype)
     if weight.spec.name.endswith("q_norm.weight"):
         values = CALM * values

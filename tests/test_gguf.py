@@ -133,11 +133,19 @@ def test_types_by_name():
         assert stored["layers.0.per_layer_input_gate.weight"] == "Q8_0"
         assert stored["layers.0.per_layer_projection.weight"] == "Q8_0"
         assert {stored[x] for x in ("norm.weight", "layers.1.layer_scalar")} == {"F32"}
+        drafter = {
+            name: weight.dtype
+            for name, weight in by_name(open_drafter_file(files(dtype)[1])).items()
+        }
+        assert drafter["embed_tokens.weight"] == dtype  # its output head only
+        assert drafter["pre_projection.weight"] == "Q8_0"
     router = TensorSpec(name="layers.11.router.proj.weight", file_name="", shape=(64, 64))
     assert stored_dtype(router, "Q4_0") == "F32"
     for name in NEVER_BELOW_Q8_0:
         assert stored_dtype(replace(router, name=name), "Q4_0") == "Q8_0"
         assert stored_dtype(replace(router, name=f"layers.3.{name}"), "BF16") == "BF16"
+    head = replace(router, name="embed_tokens.weight")
+    assert stored_dtype(head, "Q4_0", of_drafter=True) == "Q4_0"
 
 
 VOCAB_SIZE = small_tokenizer().vocab_size

@@ -122,11 +122,12 @@ def test_synthetic_files_pass_every_check(name, dtype, files):
     assert drafter.config == shape.drafter
     check_pair(target.config, drafter.config)
     assert read_tokenizer(target.file).vocab_size == shape.target.vocab_size
-    for weight in target.weights.tensors + drafter.weights.tensors:
-        if weight.spec.kind == "weight" and not weight.spec.name.startswith("masked_embedding"):
-            assert weight.dtype == stored_dtype(weight.spec, dtype)
-        for _ in weight.slices():
-            pass  # each slice was checked
+    for weights, of_drafter in ((target.weights, False), (drafter.weights, True)):
+        for weight in weights.tensors:
+            if weight.spec.kind == "weight" and not weight.spec.name.startswith("masked_embedding"):
+                assert weight.dtype == stored_dtype(weight.spec, dtype, of_drafter=of_drafter)
+            for _ in weight.slices():
+                pass  # each slice was checked
 
 
 def test_the_same_seed_gives_the_same_bytes(files, tmp_path):

@@ -29,7 +29,7 @@ from paceline.checkpoint.huggingface import DrafterFolder, TargetFolder
 from paceline.checkpoint.names import TensorSpec
 from paceline.checkpoint.quantise import BLOCK, BLOCK_BYTES, as_bytes, dequantise, quantise
 from paceline.checkpoint.weights import Weight, Weights
-from paceline.config import DecoderConfig
+from paceline.config import DecoderConfig, DrafterConfig
 from paceline.errors import CheckpointError
 from paceline.tokenizer import Tokenizer, read_document
 
@@ -47,6 +47,12 @@ NEVER_BELOW_Q8_0 = (
 )
 """Embedding and head, per-layer embeddings and what leads in and out of them (reference section
 8: 4 bits there double the divergence for 1 % of the size), and the drafter's ends."""
+
+DRAFTER_HEAD = "embed_tokens.weight"
+"""A drafter's embedding is only its output head, and most of its bytes: it has the file's own type.
+The shipped pair in Q4_0 (42 prompts of 64 tokens, four a draft) emitted 3.065 tokens a round with
+it in Q4_0 and 3.063 in Q8_0; at temperature 1, 2.094 and 2.090. E2B's drafter shrinks by a third.
+"""
 
 CountBytes = Callable[[int], None]
 
@@ -134,13 +140,15 @@ def convert_drafter(
     return _convert(path, config, metadata, Weights(tensors=others), dtype, count)
 
 
-def stored_dtype(spec: TensorSpec, dtype: FileDtype) -> str:
+def stored_dtype(spec: TensorSpec, dtype: FileDtype, *, of_drafter: bool = False) -> str:
     """The type of one tensor in a file of type `dtype`."""
     name = spec.name.rpartition("layers.")[2].lstrip("0123456789.")
     if len(spec.shape) == 1 or name in ALWAYS_F32 or dtype == "F32":
         return "F32"
     if dtype in BLOCK_BYTES and spec.shape[-1] % BLOCK:
         return "BF16"
+    if of_drafter and name == DRAFTER_HEAD:
+        return dtype
     if dtype == "Q4_0" and name in NEVER_BELOW_Q8_0:
         return "Q8_0"
     return dtype
@@ -154,7 +162,11 @@ def _convert(
     dtype: FileDtype,
     count: CountBytes,
 ) -> Conversion:
-    tensors = [_Tensor(weight, dtype, config.vocab_size, count) for weight in weights.tensors]
+    of_drafter = isinstance(config, DrafterConfig)
+    tensors = [
+        _Tensor(weight, stored_dtype(weight.spec, dtype, of_drafter=of_drafter), config, count)
+        for weight in weights.tensors
+    ]
     to_write = [tensor.to_write() for tensor in tensors]
     if "global" in config.layer_kinds:
         to_write.append(_plain_tensor(ROPE_FREQUENCIES, rope_divisors(config)))
@@ -172,20 +184,16 @@ class _Tensor:
     """One weight on its way into the file."""
 
     weight: Weight
-    file_dtype: FileDtype
-    vocab_size: int
+    dtype: str
+    config: DecoderConfig
     count: CountBytes
     error: _ErrorSum = field(default_factory=_ErrorSum)
-
-    @property
-    def dtype(self) -> str:
-        return stored_dtype(self.weight.spec, self.file_dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
         shape = self.weight.spec.shape
         if self.weight.spec.name == "embed_tokens_per_layer.weight":
-            return (self.vocab_size, *shape[1:])
+            return (self.config.vocab_size, *shape[1:])
         return shape
 
     def to_write(self) -> TensorToWrite:
