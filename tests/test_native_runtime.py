@@ -327,22 +327,30 @@ def test_loading_leaves_no_file_in_memory():
     assert held < weights + 6144 < weights + file // 2
 
 
-def test_rows_that_were_read_are_given_back():
-    """A page of a table that a row was read from keeps its neighbours in memory too."""
+@pytest.mark.parametrize("large", [EMBEDDING, PER_LAYER])
+def test_rows_that_were_read_are_given_back(large, monkeypatch):
+    """A page of a table that a row was read from keeps its neighbours in memory too, and matters
+    where the table is large."""
     forgotten = []
 
     def count(weight):
         return replace(weight, forget=lambda: forgotten.append(weight.spec.name))
 
     weights = stored("e2b", "Q8_0").target_weights
+    sizes = {x.spec.name: x.num_bytes for x in weights.tensors}
+    monkeypatch.setattr(load, "SMALL_TABLE", sizes[large] - 1)
+    expected = [x for x in (EMBEDDING, PER_LAYER) if sizes[x] >= sizes[large]]
+    assert large in expected
     for name in (EMBEDDING, PER_LAYER):
         weights = with_tensor(weights, name, count)
     target = load_target(weights)
     forgotten.clear()
     cache = target.new_cache(500, 4)
-    for length in (100, 100, 56, 100):
+    times = 0
+    for length, given_back in ((1, 0), (14, 0), (1, 1), (130, 1), (15, 0), (2, 1), (128, 1)):
         target.forward([Rows(cache=cache, token_ids=pairs.tokens(length))])
-        assert forgotten == ([EMBEDDING, PER_LAYER] if cache.length >= 256 else [])
+        times += given_back
+        assert forgotten == times * expected
 
 
 # Candidates

@@ -54,7 +54,9 @@ class ArrayValue:
         """A copy of the items, whose kind the caller has checked."""
         assert self.kind != gguf.STRING
         dtype = np.dtype("u1") if self.kind == gguf.BOOL else gguf.NUMBER_DTYPES[self.kind]
-        return np.frombuffer(self.file.data, dtype, self.length, self.start).copy()
+        numbers = np.frombuffer(self.file.data, dtype, self.length, self.start).copy()
+        drop_pages(self.file.data, self.start, numbers.nbytes)
+        return numbers
 
     def texts(self) -> list[str]:
         """
@@ -64,7 +66,9 @@ class ArrayValue:
         if self.kind != gguf.STRING:
             raise CheckpointError(f"{self.key} in {self.file.path} is {self}: expected texts.")
         reader = Reader(self.file.data, self.start, self.file.path)
-        return [reader.text(f"{self.key}[{index}]") for index in range(self.length)]
+        texts = [reader.text(f"{self.key}[{index}]") for index in range(self.length)]
+        drop_pages(self.file.data, self.start, reader.position - self.start)
+        return texts
 
 
 Metadata = int | float | bool | str | ArrayValue
@@ -93,6 +97,7 @@ class GgufFile:
         num_tensors, num_keys = _read_header(reader)
         self.metadata = _read_metadata(reader, num_keys, self)
         self.entries = _read_tensors(reader, num_tensors, self._alignment())
+        drop_pages(self.data, 0, reader.position)
 
     def _alignment(self) -> int:
         alignment = self.metadata.get(gguf.ALIGNMENT_KEY, gguf.DEFAULT_ALIGNMENT)

@@ -34,6 +34,10 @@ CountBytes = Callable[[int], None]
 
 ROW_TABLES = ("embed_tokens.weight", "embed_tokens_per_layer.weight")
 
+SMALL_TABLE = 32 << 20
+"""Bytes of a table that may stay in memory: a model with such tables has passes so short that
+mapping their pages again would be felt."""
+
 
 def new_pool(threads: int | None) -> _native.Pool:
     """The threads that a pair runs on; None is one for each physical core."""
@@ -62,8 +66,9 @@ def load_target(
     with _refusals():
         inner = _native.Target(pool, shape)
     _fill(inner, weights, count)
-    tables = [weight for weight in weights.tensors if weight.spec.name in ROW_TABLES]
-    return NativeTarget(config, inner, tables)
+    tables = [x for x in weights.tensors if x.spec.name in ROW_TABLES]
+    large = [table for table in tables if table.num_bytes > SMALL_TABLE]
+    return NativeTarget(config, inner, large)
 
 
 def load_drafter(
@@ -109,6 +114,8 @@ def _fill(inner: _native.Target | _native.Drafter, weights: Weights, count: Coun
         _load(inner, weight)
         weight.forget()
         count(weight.num_bytes)
+    for weight in weights.tensors:
+        weight.forget()  # reading one brings in the edges of its neighbours too
     with _refusals():
         inner.finish()
 
