@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -85,6 +88,26 @@ def test_too_little_memory(monkeypatch):
     assert isinstance(caught.value, PacelineError | MemoryError)
     monkeypatch.setattr(memory, "free_memory", lambda: None)
     assert load_pair(source().target.path).drafter is not None
+
+
+FREE_AND_GIVE_BACK = """
+from paceline.memory import give_back_heap
+def resident():
+    line = next(x for x in open("/proc/self/status") if x.startswith("VmRSS"))
+    return int(line.split()[1])
+blocks = [bytes(5000) for _ in range(10000)]
+blocks = blocks[-1:]  # the end of the heap stays in use
+before = resident()
+give_back_heap()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others keep less")
+def test_freed_memory_goes_back():
+    command = [sys.executable, "-c", FREE_AND_GIVE_BACK]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(run.stdout) > 40_000
 
 
 def test_what_one_token_reads():

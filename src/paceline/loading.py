@@ -46,6 +46,7 @@ from paceline.memory import (
     RuntimeName,
     StoredTypes,
     bytes_per_token,
+    give_back_heap,
     packed_bytes,
     plan_memory,
 )
@@ -152,6 +153,7 @@ def load_pair(
         models = _load_native(opened, opened_drafter, threads, count)
     else:
         models = _load_torch(opened, opened_drafter, dtype or "float32", threads, count)
+    give_back_heap()
     return LoadedPair(
         target=models.target,
         drafter=models.drafter,

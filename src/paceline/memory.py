@@ -6,8 +6,10 @@ config alone. The native one holds weights in the types of their file.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import platform
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -275,6 +277,13 @@ def _numbers(path: Path, separator: str) -> dict[str, int]:
         for name, rest in pairs
         if rest.split() and rest.split()[0].isdigit()
     }
+
+
+def give_back_heap() -> None:
+    """Have the C library return what was freed to the system. Building a tokenizer frees far more
+    than it keeps, and glibc would hold on to it."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(ctypes.c_size_t(0))
 
 
 def gigabytes(num_bytes: int) -> str:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,10 +107,11 @@ class Tokenizer:
         control_texts = _unreachable_texts(added, vocabulary)
         self.control_ids = frozenset(vocabulary[text] for text in control_texts)
         """All ids that text can never become, those without a field in `control` included."""
-        self._texts = _texts_by_id(vocabulary)
-        self._bytes = tuple(
-            b"" if text in control_texts else _token_bytes(text) for text in self._texts
+        texts = _texts_by_id(vocabulary)
+        self._bytes = _Joined(
+            b"" if text in control_texts else _token_bytes(text) for text in texts
         )
+        self._texts = _Joined(text.encode(errors="surrogatepass") for text in texts)
         self._encoder = _text_encoder(document, vocabulary, control_texts)
         self._check_round_trip()
 
@@ -153,7 +156,9 @@ class Tokenizer:
 
     def token_text(self, token_id: int) -> str:
         """The token as the file spells it, control tokens too; "" past the vocabulary."""
-        return self._texts[token_id] if token_id < len(self._texts) else ""
+        if token_id >= len(self._texts):
+            return ""
+        return self._texts[token_id].decode(errors="surrogatepass")
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of some tokens; bytes that are no UTF-8 become U+FFFD."""
@@ -167,6 +172,21 @@ class Tokenizer:
                 f"{got!r}. Expected a normalizer that only writes spaces as U+2581, as Gemma's "
                 "does."
             )
+
+
+class _Joined:
+    """Many short byte strings in one: an object each would take ten times the memory."""
+
+    def __init__(self, items: Iterable[bytes]) -> None:
+        whole = list(items)
+        self._joined = b"".join(whole)
+        self._ends = array("Q", accumulate(map(len, whole)))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self._joined[self._ends[index - 1] if index else 0 : self._ends[index]]
 
 
 class TokenWriter:
