@@ -112,7 +112,7 @@ def with_random_weights(pair: LoadedPair, seed: int = 0) -> Drafter:
     if pair.runtime == "native":
         from paceline.runtime.native import load as native
 
-        pool = native.new_pool(pair.threads)
+        pool = native.new_pool(pair.threads, 0)
         return native.load_drafter(pair.drafter.config, weights, pool, _ignore, pair.target)
     from paceline.runtime.torch import load as in_torch
 

@@ -35,7 +35,7 @@ def tensors_of(weights: Weights) -> Tensors:
 
 def digest(pair: PickledPair, threads: int) -> str:
     """A long prompt in chunks, then passes of 1 to 16 rows, a draft after each."""
-    pool = load.new_pool(threads)
+    pool = load.new_pool(threads, 0)
     target = load.load_target(pair[0], weights_of(pair[1]), pool, ignore)
     drafter = load.load_drafter(pair[2], weights_of(pair[3]), pool, ignore, target)
     prompt = np.random.default_rng(0).integers(3, pair[0].vocab_size, LENGTH + 136).tolist()

@@ -109,7 +109,7 @@ def native(name: str, dtype: FileDtype, threads: int = 1) -> Native:
 
 
 def in_native(files: Stored, threads: int = 1) -> Native:
-    pool = native_load.new_pool(threads)
+    pool = native_load.new_pool(threads, 0)
     target = native_load.load_target(files.target_config, files.target_weights, pool, ignore)
     drafter = native_load.load_drafter(
         files.drafter_config, files.drafter_weights, pool, ignore, target

@@ -655,7 +655,7 @@ def test_main_takes_the_words_of_the_process(monkeypatch, capsys):
 
 
 def test_the_demo_command_shows_equality_and_speed(cli):
-    cli.engine.speed_up = {"auto": 1.5}
+    cli.engine.speed_up = {4: 1.5}
     outcome = cli.run("demo")
     assert outcome.code == 0
     assert outcome.stdout.count(ANSWER_TEXT) == 2
@@ -663,11 +663,11 @@ def test_the_demo_command_shows_equality_and_speed(cli):
     assert "acceptance length 4.00 tokens a round, 75 % of drafts accepted" in outcome.stdout
     assert "speed-up 1.50 (1.50 to 1.50): 30.0 against 20.0 tokens/s" in outcome.stdout
     drafts = [call["draft"] for call in cli.engine.calls]
-    assert drafts == [0, "auto"] + [0, "auto", "auto", 0] * 3
+    assert drafts == [0, 4] + [0, 4, 4, 0] * 3
 
 
 def test_the_demo_says_when_drafting_is_slower(cli):
-    cli.engine.speed_up = {"auto": 0.5}
+    cli.engine.speed_up = {4: 0.5}
     assert "Here drafting is slower than not drafting." in cli.run("demo").stdout
 
 

@@ -440,7 +440,7 @@ def use_drafter(path):
 
 @cache
 def pool():
-    return new_pool(1)  # more would spend the time on waiting for each other
+    return new_pool(1, 0)  # more would spend the time on waiting for each other
 
 
 @cache

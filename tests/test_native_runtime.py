@@ -40,7 +40,7 @@ def with_tensor(weights, name, change):
 
 
 def load_target(weights, name="e2b"):
-    return load.load_target(stored(name, "F32").target_config, weights, load.new_pool(1), ignore)
+    return load.load_target(stored(name, "F32").target_config, weights, load.new_pool(1, 0), ignore)
 
 
 # Loading
@@ -95,8 +95,9 @@ def test_rotary_frequencies_are_the_twins():
 
 def test_threads_default_to_the_cores(monkeypatch):
     monkeypatch.setattr(load, "default_threads", default_threads)
-    assert load.new_pool(None).threads == default_threads()
-    assert load.new_pool(3).threads == 3
+    assert load.new_pool(None, load.SMALL_MODEL).threads == default_threads()
+    assert load.new_pool(None, load.SMALL_MODEL - 1).threads == 1
+    assert load.new_pool(3, 0).threads == 3
 
 
 def test_the_native_runtime_is_the_default_and_a_dtype_asks_for_torch():
@@ -200,7 +201,7 @@ def test_an_ordering_that_names_a_token_twice_is_refused():
     weights = with_tensor(pair.drafter_weights, name, repeat)
     target = native_twins.native("e2b", "F32").target
     with pytest.raises(CheckpointError, match="each of the 384 token ids exactly once"):
-        load.load_drafter(pair.drafter_config, weights, load.new_pool(1), ignore, target)
+        load.load_drafter(pair.drafter_config, weights, load.new_pool(1, 0), ignore, target)
 
 
 def test_a_drafter_of_another_target_is_refused():
@@ -208,7 +209,7 @@ def test_a_drafter_of_another_target_is_refused():
     pair, other = stored("e4b", "F32"), native_twins.native("e2b", "F32").target
     with pytest.raises(CheckpointError, match="cannot run this model"):
         load.load_drafter(
-            pair.drafter_config, pair.drafter_weights, load.new_pool(1), ignore, other
+            pair.drafter_config, pair.drafter_weights, load.new_pool(1, 0), ignore, other
         )
 
 
@@ -303,7 +304,7 @@ def kilobytes(name):
     line = next(x for x in open("/proc/self/status") if x.startswith(name))
     return int(line.split()[1])
 opened = open_target_file(Path(sys.argv[1]))
-pool = load.new_pool(1)
+pool = load.new_pool(1, 0)
 before = kilobytes("VmRSS")
 target = load.load_target(opened.config, opened.weights, pool, lambda count: None)
 held = kilobytes("VmRSS") - before

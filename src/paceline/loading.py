@@ -125,7 +125,7 @@ def load_pair(
         runtime: see `choose_runtime`.
         dtype: "float32" or "bfloat16", of the torch runtime only; None is float32. The native one
             runs weights in the types of their file.
-        threads: processor threads. None is one for each physical core in the native runtime, and
+        threads: processor threads. None is what suits the model in the native runtime, and
             leaves the torch one's as they are.
         progress: called between tensors or slices of them.
 
@@ -214,7 +214,7 @@ def _load_native(
 ) -> _Models:
     from paceline.runtime.native import load
 
-    pool = load.new_pool(threads)
+    pool = load.new_pool(threads, target.weights.num_bytes)
     loaded = load.load_target(target.config, target.weights, pool, count)
     loaded_drafter = None
     if drafter is not None:

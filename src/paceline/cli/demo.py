@@ -23,7 +23,7 @@ def demo(
     question: Annotated[str, typer.Argument(help="What to ask.")] = QUESTION,
     model: options.Model = None,
     drafter: options.Drafter = "auto",
-    draft: options.Draft = "auto",
+    draft: options.Draft = "4",
     max_tokens: options.MaxTokens = 200,
     repeats: Annotated[int, typer.Option(min=1, help="Counted runs with and without.")] = 5,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
