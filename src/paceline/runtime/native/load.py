@@ -111,7 +111,7 @@ def _refusals() -> Iterator[None]:
         yield
     except ValueError as error:
         raise CheckpointError(
-            f"the native runtime cannot run this model: {error}. The torch runtime may: "
+            f"the native runtime cannot run this: {str(error).rstrip('.')}. The torch runtime may: "
             "pass --runtime torch."
         ) from error
 
