@@ -188,7 +188,7 @@ def test_a_tensor_that_does_not_fit_is_refused_by_name(change, message):
 def test_a_missing_tensor_is_refused_by_name():
     weights = stored("e2b", "F32").target_weights
     others = tuple(x for x in weights.tensors if x.spec.name != "norm.weight")
-    with pytest.raises(CheckpointError, match=r"cannot run this model: .*norm\.weight"):
+    with pytest.raises(CheckpointError, match=r"cannot run this: .*norm\.weight"):
         load_target(Weights(tensors=others))
 
 
@@ -207,7 +207,7 @@ def test_an_ordering_that_names_a_token_twice_is_refused():
 def test_a_drafter_of_another_target_is_refused():
     """Where nobody compared the configs: the shapes do not fit."""
     pair, other = stored("e4b", "F32"), native_twins.native("e2b", "F32").target
-    with pytest.raises(CheckpointError, match="cannot run this model"):
+    with pytest.raises(CheckpointError, match="cannot run this"):
         load.load_drafter(
             pair.drafter_config, pair.drafter_weights, load.new_pool(1, 0), ignore, other
         )
