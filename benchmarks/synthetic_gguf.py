@@ -29,7 +29,7 @@ from paceline.checkpoint.gguf_names import (
     gguf_table,
     without_centroids,
 )
-from paceline.checkpoint.gguf_tokenizer import tokenizer_metadata
+from paceline.checkpoint.gguf_tokenizer import added_token, tokenizer_metadata
 from paceline.checkpoint.gguf_writer import TensorToWrite, write_gguf
 from paceline.checkpoint.huggingface import GenerationDefaults
 from paceline.checkpoint.names import TensorSpec
@@ -247,7 +247,7 @@ def tokenizer_document(size: int) -> dict[str, Any]:
     return {
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
         "pre_tokenizer": None,
-        "added_tokens": [_added(i, texts[i]) for i in special],
+        "added_tokens": [added_token(i, texts[i], True) for i in special],
         "model": {
             "type": "BPE",
             "byte_fallback": True,
@@ -269,15 +269,3 @@ def _letters(room: int) -> Sequence[str]:
     number = math.isqrt(room) + 1
     plain = [SPACE, "\n", *(chr(i) for i in range(33, 127))]
     return [*plain, *(chr(i) for i in range(0x4E00, 0x4E00 + number))][:number]
-
-
-def _added(index: int, text: str) -> dict[str, Any]:
-    return {
-        "id": index,
-        "content": text,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
-    }

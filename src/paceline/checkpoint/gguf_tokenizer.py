@@ -114,7 +114,7 @@ def _document_from(tokens: list[str], types: list[int], merges: list[str]) -> di
         twice = next(text for index, text in enumerate(tokens) if vocab[text] != index)
         raise CheckpointError(f"the token {shown(twice)} occurs twice in {TOKENS_KEY}.")
     added = [
-        _added(index, text, _is_control(text, types[index]))
+        added_token(index, text, _is_control(text, types[index]))
         for index, text in enumerate(tokens)
         if types[index] in (CONTROL, USER_DEFINED, UNUSED, UNKNOWN)
     ]
@@ -161,7 +161,8 @@ def _merge(text: str) -> list[str]:
     return [left, right]
 
 
-def _added(index: int, text: str, special: bool) -> dict[str, Any]:
+def added_token(index: int, text: str, special: bool) -> dict[str, Any]:
+    """An entry of `added_tokens` in tokenizer.json."""
     return {
         "id": index,
         "content": text,

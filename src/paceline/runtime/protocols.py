@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from paceline.config import DrafterConfig, TargetConfig
 from paceline.sampling import Candidates, DrawRule
 
+MAX_DRAFT_TOKENS = 15
+"""Longest draft of any source: with the last token it fills a pass of 16 rows."""
+
 Hidden = Any
 """One final-normed hidden row, opaque to the engine, handed from target to drafter."""
 

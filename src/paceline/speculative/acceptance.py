@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.errors import ConfigError
+from paceline.runtime.protocols import MAX_DRAFT_TOKENS
 from paceline.speculative.kept_values import fields_of, format_of, numbers_of
 
-MAX_POSITIONS = 15
+MAX_POSITIONS = MAX_DRAFT_TOKENS
 MAX_KINDS = 16
 
 KNOTS = (0, 1, 2, 4, 7)

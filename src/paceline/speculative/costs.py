@@ -15,6 +15,7 @@ from typing import Any
 
 from paceline.config import check_range
 from paceline.errors import ConfigError
+from paceline.runtime.protocols import MAX_DRAFT_TOKENS
 from paceline.speculative.controller import RoundCost
 from paceline.speculative.kept_values import (
     fields_of,
@@ -291,7 +292,7 @@ class CostModel:
     # --- Asking ---------------------------------------------------------------------------------
 
     def curve(
-        self, context_length: int, num_sequences: int = 1, max_draft_tokens: int = 15
+        self, context_length: int, num_sequences: int = 1, max_draft_tokens: int = MAX_DRAFT_TOKENS
     ) -> Curve:
         """What rounds cost, with up to so many draft tokens for all sequences together."""
         context = context_length.bit_length()

@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline.runtime.protocols import MAX_DRAFT_TOKENS
 from paceline.speculative.controller import (
     DraftContext,
     DraftLengthPolicy,
@@ -24,7 +25,6 @@ from paceline.speculative.controller import (
 )
 from paceline.speculative.costs import CostModel, between
 
-MAX_DRAFT_TOKENS = 15
 CONTEXT_LENGTH = 256
 HICCUP = 3.0
 

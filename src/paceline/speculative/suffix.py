@@ -11,11 +11,13 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from paceline.runtime.protocols import MAX_DRAFT_TOKENS
+
 LONG, SHORT = 6, 3
 """The end of a text is looked up by its last 6 tokens, else by 3."""
 
 MAX_PLACES = 4
-MAX_PROPOSAL = 15
+MAX_PROPOSAL = MAX_DRAFT_TOKENS
 MIN_LOST_MATCH = 4
 RESYNC_TOKENS = 24
 """A match of at least 4 tokens that breaks off is looked for in the next 24 tokens, 24 times."""

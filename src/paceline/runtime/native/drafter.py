@@ -12,9 +12,7 @@ import paceline._native as _native
 from paceline.config import DrafterConfig
 from paceline.runtime.native.cache import native
 from paceline.runtime.native.target import hidden_row
-from paceline.runtime.protocols import Draft, DraftPosition, DraftRequest
-
-MAX_DRAFT_TOKENS = 15
+from paceline.runtime.protocols import MAX_DRAFT_TOKENS, Draft, DraftPosition, DraftRequest
 
 
 class NativeDrafter:

@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 from paceline.config import DrafterConfig, LayerKind, LayerSpec
-from paceline.runtime.protocols import Draft, DraftPosition, DraftRequest
+from paceline.runtime.protocols import MAX_DRAFT_TOKENS, Draft, DraftPosition, DraftRequest
 from paceline.runtime.torch.cache import TorchKVCache
 from paceline.runtime.torch.cached import attend_keys
 from paceline.runtime.torch.models import DrafterModel, TargetModel
 from paceline.sampling import draw
-
-MAX_DRAFT_TOKENS = 15
 
 
 class TorchDrafter:
