@@ -22,6 +22,7 @@ from paceline.speculative.acceptance import (
     MAX_POSITIONS,
     REFIT_AFTER,
     AcceptanceModel,
+    Judgement,
     MarginCurve,
     Profile,
     Profiles,
@@ -46,7 +47,7 @@ def live(model, chances, rounds, seed=0):
     for _ in range(rounds):
         accepted = draw(generator, chances)
         judged = accepted + (accepted < len(chances))
-        model.observe(model.survivals(), accepted, judged)
+        model.observe(model.survivals(), [Judgement(accepted, judged)])
     return model
 
 
@@ -101,7 +102,7 @@ def test_a_change_of_text_is_followed_in_a_few_rounds():
     model = live(AcceptanceModel(Profile()), (0.95,) * 4, 100)
     assert model.survivals()[1] > 0.9
     for _ in range(6):
-        model.observe(model.survivals(), 0, 1)
+        model.observe(model.survivals(), [Judgement(0, 1)])
     assert model.survivals()[1] < 0.3
     live(model, (1.0,) * 4, 4)
     assert model.survivals()[1] > 0.6
@@ -110,32 +111,46 @@ def test_a_change_of_text_is_followed_in_a_few_rounds():
 def test_what_was_not_judged_teaches_nothing():
     one, other = AcceptanceModel(Profile()), AcceptanceModel(Profile())
     before = one.survivals()
-    one.observe(before, 0, 0)
+    one.observe(before, [Judgement(0, 0)])
     assert one.survivals() == pytest.approx(before, rel=0.01)
     # The text ended on the second accepted token of eight: nothing is known of the third.
     one, other = AcceptanceModel(Profile()), AcceptanceModel(Profile())
     for _ in range(30):
-        one.observe(one.survivals(), 2, 2)
-        other.observe(other.survivals(), 2, 3)
+        one.observe(one.survivals(), [Judgement(2, 2)])
+        other.observe(other.survivals(), [Judgement(2, 3)])
     assert one.survivals()[3] / one.survivals()[2] > other.survivals()[3] / other.survivals()[2]
     assert one.profile.counts[2] == 0
     assert other.profile.counts[2] > 20  # those since the last table are still to come
+
+
+def test_drafts_that_are_learned_together_teach_almost_what_they_teach_in_turn():
+    """They differ by what may change between two drafts."""
+    together, in_turn = AcceptanceModel(Profile()), AcceptanceModel(Profile())
+    margins = (2.0, 1.0, 0.5)
+    judgements = [Judgement(3, 3, margins), Judgement(2, 3, margins), Judgement(3, 3, margins)]
+    together.observe(together.survivals(), judgements, (0.1, 0.1, 0.7))
+    for judgement in judgements:
+        in_turn.observe(in_turn.survivals(), [judgement], (0.1, 0.1, 0.7))
+    assert together.survivals() == pytest.approx(in_turn.survivals(), abs=0.01)
+    assert together.profile.curve.seen == in_turn.profile.curve.seen
+    nothing = AcceptanceModel(Profile())
+    assert abs(together.survivals()[1] - nothing.survivals()[1]) > 0.05
 
 
 def test_tokens_that_would_have_been_held_back_are_not_expected():
     """A full draft shows tokens that bounds hide as a rule: they speak for the margins only."""
     with_bounds, without = AcceptanceModel(Profile()), AcceptanceModel(Profile())
     for _ in range(20):
-        args = (with_bounds.survivals(), 0, 1, (0.3, 2.0), (0.5, 0.5))
-        with_bounds.observe(*args)
-        without.observe(without.survivals(), 0, 1, (0.3, 2.0), ())
+        judgements = [Judgement(0, 1, (0.3, 2.0))]
+        with_bounds.observe(with_bounds.survivals(), judgements, (0.5, 0.5))
+        without.observe(without.survivals(), judgements)
     assert with_bounds.survivals()[1] == pytest.approx(AcceptanceModel(Profile()).survivals()[1])
     assert without.survivals()[1] < 0.3
     assert with_bounds.profile.curve.seen == without.profile.curve.seen
     # Those before it count.
     model = AcceptanceModel(Profile())
     for _ in range(20):
-        model.observe(model.survivals(), 1, 2, (2.0, 0.1), (0.5, 0.5))
+        model.observe(model.survivals(), [Judgement(1, 2, (2.0, 0.1))], (0.5, 0.5))
     assert model.survivals()[1] > 0.85
 
 
@@ -192,7 +207,7 @@ def test_no_history_breaks_the_expectation(history):
     model = AcceptanceModel(Profile())
     for accepted, rejected, confidences, bounds in history:
         judged = min(MAX_POSITIONS, accepted + rejected)
-        model.observe(model.survivals(), accepted, judged, confidences, bounds)
+        model.observe(model.survivals(), [Judgement(accepted, judged, confidences)], bounds)
         survivals = model.survivals()
         assert len(survivals) == MAX_POSITIONS + 1
         assert survivals[0] == pytest.approx(1)
@@ -278,7 +293,7 @@ def taught():
             accepted = draw(generator, chances)
             margins = [generator.expovariate(0.5) for _ in chances]
             judged = accepted + (accepted < len(chances))
-            model.observe(model.survivals(), accepted, judged, margins)
+            model.observe(model.survivals(), [Judgement(accepted, judged, margins)])
     return profiles
 
 

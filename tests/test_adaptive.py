@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import groupby, pairwise, product
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +13,8 @@ from paceline.speculative.acceptance import MAX_POSITIONS, MarginCurve, Profiles
 from paceline.speculative.adaptive import (
     CREDIT_RATE,
     FIRST_CREDIT,
+    MOST_ROUNDS,
+    PATIENCE,
     PROBE_FIRST,
     PROBE_LAST,
     REFRESH_FIRST,
@@ -413,6 +415,57 @@ def test_a_probe_looks_at_the_margin_first():
     with_bounds = [bounds for bounds in probes if bounds]
     assert len(with_bounds) > 4 * (len(probes) - len(with_bounds)) > 0
     assert all(0 < bound < 10 for [bound] in with_bounds)
+
+
+# --- Short rounds -------------------------------------------------------------------------------
+
+SMALL = replace(MACHINE, pass_s=0.0002)
+"""A hundredth of its rounds is less than a decision takes."""
+
+
+def decisions(machine, accepts, rounds):
+    """How many rounds each plan stood for."""
+    found, plans = policy(machine), []
+    for _ in range(rounds):
+        plans.append(found.plan(context()))
+        found.observe(outcome(plans[-1], accepts(plans[-1].max_draft_tokens), machine))
+    return [len([*group]) for _, group in groupby(plans, key=id)]
+
+
+def test_where_rounds_are_long_each_is_decided_for():
+    assert set(decisions(MACHINE, lambda length: length, 100)) == {1}
+
+
+def test_where_rounds_are_short_a_decision_stands_for_several():
+    stood = decisions(SMALL, lambda length: length, 200)
+    assert max(stood) == MOST_ROUNDS
+    assert len(stood) < 200 / 4
+
+
+def test_wrong_drafts_end_a_decision_early():
+    stood = decisions(SMALL, lambda length: 0, 12)
+    assert max(stood[:4]) <= PATIENCE
+
+
+def test_what_stands_ends_with_the_kind_and_the_room():
+    found = policy(SMALL)
+    run(found, lambda length: length, 20, SMALL)
+    plan = found.plan(context())
+    assert found.plan(context()) is plan
+    assert plan.max_draft_tokens > 3
+    assert found.plan(context(room=3)).max_draft_tokens == 3
+    assert found.plan(context(kind="code")) is not plan
+
+
+def test_what_was_not_yet_learned_is_learned_at_the_end():
+    found = policy(SMALL)
+    run(found, lambda length: length, 21, SMALL)
+    found._time_left, found._patience = 1.0, 100.0
+    before = found._model.survivals()
+    run(found, lambda length: length, 3, SMALL)
+    assert found._model.survivals() == before
+    found.learn()
+    assert found._model.survivals() != before
 
 
 # --- Several sequences --------------------------------------------------------------------------

@@ -321,6 +321,9 @@ class Weigher(Script):
         self.rounds = [*getattr(self, "rounds", []), (policies, contexts)]
         return [DraftPlan(max_draft_tokens=place) for place, _ in enumerate(contexts)]
 
+    def learn(self):
+        self.has_ended = True
+
 
 def test_a_policy_that_can_weighs_all_sequences_of_a_round():
     engine = fake_engine(kept_caches=0)
@@ -340,8 +343,10 @@ def test_a_policy_that_can_weighs_all_sequences_of_a_round():
     engine.step(sequences[1:2])  # alone there is nothing to weigh
     assert engine.pair.target.passes[1:] == [[9]]
     assert len(weigher.rounds) == 1
+    assert not hasattr(weigher, "has_ended")
     for sequence in sequences:
         engine.close(sequence)
+    assert weigher.has_ended
 
 
 def test_all_sequences_of_a_round_are_told_its_one_cost():

@@ -28,7 +28,12 @@ from paceline.prefix_cache import PrefixCache
 from paceline.runtime.protocols import Rows
 from paceline.sampling import Sampler, SamplingParams, random_seed
 from paceline.sequence import ActiveSequence, EmittedToken, FinishReason
-from paceline.speculative.controller import DraftLengthPolicy, FixedDraftLength, RoundOutcome
+from paceline.speculative.controller import (
+    DraftLengthPolicy,
+    FixedDraftLength,
+    RoundOutcome,
+    RoundPolicy,
+)
 from paceline.speculative.costs import CostModel
 from paceline.speculative.earlier import EarlierAnswers, answers_file
 from paceline.speculative.learned import Learned, LearnedFile
@@ -571,6 +576,8 @@ class Engine:
         assert sequence.finish_reason is not None
         cache = sequence.detach_cache()
         if cache is not None:
+            if isinstance(sequence.policy, RoundPolicy):
+                sequence.policy.learn()
             self._prefixes.give(sequence.token_ids[: cache.length], cache)
             if self.earlier is not None:
                 self.earlier.add([token.token_id for token in sequence.tokens])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,30 @@ LEAST_SLOPE = 0.02
 NEWTON_STEPS = 4
 
 FORMAT = 1
+
+
+class Judgement(NamedTuple):
+    """What came of a draft.
+
+    Args:
+        num_accepted: of its tokens.
+        num_judged: tokens that were observed: the accepted ones and the first that was not. Those
+            after it, and those behind the end of the text, say nothing.
+        margins: the drafter's, of all its tokens; fewer or none where none are known.
+    """
+
+    num_accepted: int
+    num_judged: int
+    margins: Sequence[float] = ()
+
+    def before(self, bounds: Sequence[float]) -> Judgement:
+        """As if the draft had ended where a margin is below its bound."""
+        for position, (margin, bound) in enumerate(zip(self.margins, bounds, strict=False)):
+            if position >= self.num_judged:
+                break
+            if margin < bound:
+                return Judgement(min(self.num_accepted, position), position)
+        return self
 
 
 def _share_matrix() -> NDArray[np.float64]:
@@ -188,30 +212,44 @@ class Profile:
         self.curve = MarginCurve()
         self.prior = GENERAL_PRIOR
         self._learned = GENERAL_PRIOR
-        self._new = 0
+        self._until_prior = PRIOR_EVERY
         self._tabulate()
 
     def learn(
         self,
         survivals: Sequence[float],
-        num_accepted: int,
-        num_judged: int,
+        judgements: Sequence[Judgement],
         weights: NDArray[np.float64],
     ) -> None:
-        """Take what came of a draft, and the weights of the levels in its text after it."""
+        """Take what came of drafts, and the weights of the levels in their text after them."""
         errors, seen = self._errors, self._seen
-        before = survivals[0]
-        for position in range(num_judged):
-            after = survivals[position + 1]
-            errors[position] += (position < num_accepted) - after / before
-            seen[position] += 1
-            before = after
-        self._new += 1
-        if self._new % PRIOR_EVERY == 0:
+        for num_accepted, num_judged, _ in judgements:
+            before = survivals[0]
+            for position in range(num_judged):
+                after = survivals[position + 1]
+                errors[position] += (position < num_accepted) - after / before
+                seen[position] += 1
+                before = after
+        self._new += len(judgements)
+        self._until_prior -= len(judgements)
+        if self._until_prior <= 0:
+            self._until_prior = PRIOR_EVERY
             self._learned = self._learned + PRIOR_RATE * (weights - self._learned)
         if self._new >= min(TABULATE_AFTER, 4 + self.counts[0] / 8.0):
             self._move_knots()
             self._tabulate()
+
+    def likelihood(self, judgements: Sequence[Judgement]) -> NDArray[np.float64]:
+        """[L] How likely all of this is in a text of each level."""
+        rows = [
+            num_accepted + (MAX_POSITIONS + 1 if num_accepted < num_judged else 0)
+            for num_accepted, num_judged, _ in judgements
+        ]
+        if len(rows) == 1:
+            found: NDArray[np.float64] = self._outcomes[rows[0]]
+        else:
+            found = self._outcomes[rows].prod(axis=0)
+        return found
 
     def _move_knots(self) -> None:
         """Follow the errors since the last time."""
@@ -229,11 +267,11 @@ class Profile:
         self._errors = [0.0] * MAX_POSITIONS
         self._seen = [0] * MAX_POSITIONS
         self.prior = GENERAL_SHARE * GENERAL_PRIOR + (1.0 - GENERAL_SHARE) * self._learned
-        self.change = HAZARD * self.prior
         offsets = SHARE_MATRIX @ np.array(self.knots)
         chances = 1.0 / (1.0 + np.exp(-offsets[:, None] - LEVELS))  # [K, L]
         self.survivals = np.vstack([np.ones(len(LEVELS)), np.cumprod(chances, axis=0)])
-        self.rejections = self.survivals[:-1] * (1.0 - chances)
+        rejections = self.survivals[:-1] * (1.0 - chances)
+        self._outcomes = np.vstack([self.survivals, rejections])
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -320,34 +358,29 @@ class AcceptanceModel:
     def observe(
         self,
         survivals: Sequence[float],
-        num_accepted: int,
-        num_judged: int,
-        confidences: Sequence[float] = (),
+        judgements: Sequence[Judgement],
         bounds: Sequence[float] = (),
     ) -> None:
-        """Learn from a draft.
+        """Learn from one or more drafts of a text that did not change between them.
 
         Args:
-            survivals: what this model expected.
-            num_judged: tokens that were observed: the accepted ones and the first that was not.
-                Those after it, and those behind the end of the text, say nothing.
+            survivals: what this model expected of each.
             bounds: margins below which a token would have been held back, even if it was not.
         """
         profile = self.profile
-        if confidences:
-            profile.curve.observe(confidences[:num_judged], num_accepted)
-        for position, bound in enumerate(bounds[:num_judged]):
-            if position < len(confidences) and confidences[position] < bound:
-                num_judged = position  # of what is held back nothing is expected
-                num_accepted = min(num_accepted, position)
-                break
-        rejected = num_accepted < num_judged
-        likelihood = (profile.rejections if rejected else profile.survivals)[num_accepted]
+        for judgement in judgements:
+            if judgement.margins:
+                margins = judgement.margins[: judgement.num_judged]
+                profile.curve.observe(margins, judgement.num_accepted)
+        if bounds:  # of what is held back nothing is expected
+            judgements = [judgement.before(bounds) for judgement in judgements]
+        likelihood = profile.likelihood(judgements)
+        stays = (1.0 - HAZARD) ** len(judgements)
         weights = self.weights * likelihood
-        weights *= (1.0 - HAZARD) / float(self.weights @ likelihood)
-        weights += profile.change
+        weights *= stays / float(self.weights @ likelihood)
+        weights += (1.0 - stays) * profile.prior
         self.weights = weights
-        profile.learn(survivals, num_accepted, num_judged, weights)
+        profile.learn(survivals, judgements, weights)
 
     def observe_kept(self, num_kept: int, held_back: bool) -> None:
         """Learn how many tokens of a draft were kept, and whether the next was held back."""

@@ -5,6 +5,9 @@ tokens, relative to them, exceeds what it adds to the time. Before a draft it is
 acceptance expected of this text; inside the draft the drafter applies it to each token, through a
 bound on its margin. A credit of tokens limits what all wrong drafts of a text may cost together.
 
+Where a round is so short that deciding would be a part of it that counts, a decision stands for
+several rounds, and what came of them is learned together.
+
 The constants were chosen on the grid of `benchmarks/simulate_controller.py`.
 """
 
@@ -17,6 +20,7 @@ from typing import NamedTuple
 from paceline.speculative.acceptance import (
     MAX_POSITIONS,
     AcceptanceModel,
+    Judgement,
     MarginCurve,
     Profiles,
 )
@@ -77,6 +81,16 @@ where the credit is concerned."""
 SLOW = 4.0
 """A draft that took so much longer than known is believed at once where the credit is concerned: a
 median needs three of them, which may cost more than there is."""
+
+DECISION_S, DECISION_SHARE = 40e-6, 0.01
+"""To learn and to decide takes so long, and may take this share of the time: a decision stands
+until rounds have taken a hundred times as long. See `benchmarks/decision_cost.py`."""
+
+MOST_ROUNDS = 8
+"""A decision stands for so many rounds at most."""
+
+PATIENCE = 2.0
+"""And no longer once so many drafts' worth of tokens were wrong."""
 
 OWN_SOURCES = ("drafter", "none")
 """Who drafted where this policy decided; what came of a text says nothing about the drafter."""
@@ -153,17 +167,29 @@ class AdaptiveDraftLength:
         self._num_drafts = self._num_probes = 0
         self._num_parked, self._interval = 0, PROBE_FIRST
         self._is_probe = False
+        self._told: list[RoundOutcome] = []
+        self._time_left, self._patience = 0.0, 0.0
 
     # --- Planning -------------------------------------------------------------------------------
 
     def plan(self, context: DraftContext) -> DraftPlan:
+        if self._stands(context):
+            return self._plan
+        room = self._turn_to(context)
         curve = self.costs.curve(context.context_length)
         outlook = Outlook(curve, curve.passes[0], curve.plain, 1.0 / curve.plain)
-        room = self._turn_to(context)
         best = best_length(self._survivals, self._model.kept, curve, room)
         if best.length and self._refresh_is_due(best.rate, context.context_length, 1, outlook.rate):
             return self._decided(outlook.plain(), outlook)
         return self._decided(self._decide(best, room, outlook), outlook)
+
+    def _stands(self, context: DraftContext) -> bool:
+        """Whether the last decision is still good."""
+        return (
+            self._time_left > 0.0
+            and context.kind == self._kind
+            and context.room >= self._plan.max_draft_tokens
+        )
 
     def plan_round(
         self, policies: Sequence[DraftLengthPolicy], contexts: Sequence[DraftContext]
@@ -211,6 +237,7 @@ class AdaptiveDraftLength:
 
     def _turn_to(self, context: DraftContext) -> int:
         """Expect text of the context's kind; the longest draft that is of use."""
+        self.learn()
         if context.kind != self._kind:
             self._kind = context.kind
             self._model = self._model_of(context.kind)
@@ -227,28 +254,41 @@ class AdaptiveDraftLength:
     def _decide(self, best: Forecast, room: int, outlook: Outlook) -> DraftPlan:
         self._is_probe = False
         if best.length == 0:
-            return (self._probe(outlook) if room else None) or outlook.plain()
+            probe = self._probe(outlook) if room else None
+            return probe or self._standing(outlook.plain())
         length = self._affordable(best.length, outlook)
         if length == 0:
-            return outlook.plain()
+            return self._standing(outlook.plain())
         model, curve, survivals = self._model, outlook.curve, self._survivals
         if self._num_drafts % BOUNDS_EVERY == 0 or len(self._bounds) != length:
             self._bounds = margin_bounds(
                 length, survivals, model.kept, curve, best.rate, model.profile.curve
             )
-        bounds = self._bounds
-        self._num_drafts += 1
-        if self._num_drafts <= FULL_FIRST or self._num_drafts % FULL_EVERY == 0:
-            whole = best_length(survivals, ALL_KEPT, curve, room, outlook.others).length
-            length = self._affordable(min(max(1, whole) + FULL_DEEPER, room), outlook)
-            bounds = ()
-        return DraftPlan(
+        plan = DraftPlan(
             max_draft_tokens=length,
-            min_confidences=bounds,
+            min_confidences=self._bounds,
             expected_tokens=best.tokens,
             expected_s=best.seconds,
             plain_s=outlook.plain_s,
         )
+        return self._longer(plan, room, outlook) if self._explores() else self._standing(plan)
+
+    def _longer(self, plan: DraftPlan, room: int, outlook: Outlook) -> DraftPlan:
+        """To learn from: longer, and whole."""
+        whole = best_length(self._survivals, ALL_KEPT, outlook.curve, room, outlook.others).length
+        length = self._affordable(min(max(1, whole) + FULL_DEEPER, room), outlook)
+        return replace(plan, max_draft_tokens=length, min_confidences=())
+
+    def _standing(self, plan: DraftPlan) -> DraftPlan:
+        """Once decided, for several rounds if they are short."""
+        self._time_left = DECISION_S / DECISION_SHARE
+        self._patience = PATIENCE * (plan.max_draft_tokens or MAX_POSITIONS)
+        return plan
+
+    def _explores(self) -> bool:
+        """Whether the draft is there to learn from it."""
+        self._num_drafts += 1
+        return self._num_drafts <= FULL_FIRST or self._num_drafts % FULL_EVERY == 0
 
     def _decided(self, plan: DraftPlan, outlook: Outlook) -> DraftPlan:
         self._plan, self._outlook = plan, outlook
@@ -273,7 +313,6 @@ class AdaptiveDraftLength:
     def _probe(self, outlook: Outlook) -> DraftPlan | None:
         """One token to see whether the text has changed, if one is due. As a rule only a token of
         some promise is verified: to look at its margin costs but a step of the drafter."""
-        self._num_parked += 1
         model, curve = self._model, outlook.curve
         bounds: tuple[float, ...] = ()
         if (self._num_probes + 1) % FULL_PROBE:
@@ -286,7 +325,7 @@ class AdaptiveDraftLength:
             loss -= outlook.rate * (1.0 - model.kept[0]) * row_s
         share = PROBE_SHARE + EARNED_SHARE * max(0.0, self.credit - FIRST_CREDIT)
         interval = min(self._interval, max(PROBE_FIRST, loss / share))
-        if self._num_parked < interval or loss > STAKE * self.credit:
+        if self._num_parked + 1 < interval or loss > STAKE * self.credit:
             return None
         self._num_parked, self._num_probes, self._is_probe = 0, self._num_probes + 1, True
         self._bounds = bounds
@@ -302,25 +341,47 @@ class AdaptiveDraftLength:
     # --- Learning -------------------------------------------------------------------------------
 
     def observe(self, outcome: RoundOutcome) -> None:
-        self.costs.observe(outcome.cost)
-        plan, model, outlook = self._plan, self._model, self._outlook
-        accepted, drafted = outcome.num_accepted_tokens, outcome.num_draft_tokens
-        if self.credit < FIRST_CREDIT:
-            self.credit = min(FIRST_CREDIT, self.credit + CREDIT_RATE * (1 + accepted))
-        if outlook is None or not plan.max_draft_tokens or outcome.source not in OWN_SOURCES:
+        self._told.append(outcome)
+        cost = outcome.cost
+        self._time_left -= cost.draft_s + cost.verify_s + cost.overhead_s
+        self._patience -= outcome.num_draft_tokens - outcome.num_accepted_tokens
+        if self._time_left <= 0.0 or self._patience <= 0.0 or len(self._told) >= MOST_ROUNDS:
+            self.learn()
+
+    def learn(self) -> None:
+        """Take in the rounds since the decision, which then stands no longer."""
+        told, self._told, self._time_left = self._told, [], 0.0
+        if not told:
             return
-        held_back = drafted < plan.max_draft_tokens
-        if outcome.cost.num_draft_steps:
-            self._charge(outcome, drafted + held_back, outlook)
-        bounds = self._bounds
-        if plan.min_confidences:
-            model.observe_kept(drafted, held_back)
-            bounds = ()  # were heeded
-        judged = accepted + (accepted < outcome.num_verified_tokens)
-        model.observe(self._survivals, accepted, judged, outcome.confidences, bounds)
+        self.costs.observe(told[-1].cost)
+        outlook = self._outlook
+        num_tokens = sum(1 + outcome.num_accepted_tokens for outcome in told)
+        if self.credit < FIRST_CREDIT:
+            self.credit = min(FIRST_CREDIT, self.credit + CREDIT_RATE * num_tokens)
+        if outlook is None or not self._plan.max_draft_tokens:
+            self._num_parked += len(told)
+            return
+        drafts = [outcome for outcome in told if outcome.source in OWN_SOURCES]
+        if drafts:
+            self._learn_from(drafts, outlook)
+
+    def _learn_from(self, drafts: Sequence[RoundOutcome], outlook: Outlook) -> None:
+        plan, model = self._plan, self._model
+        judgements = []
+        for outcome in drafts:
+            drafted, accepted = outcome.num_draft_tokens, outcome.num_accepted_tokens
+            held_back = drafted < plan.max_draft_tokens
+            if outcome.cost.num_draft_steps:
+                self._charge(outcome, drafted + held_back, outlook)
+            if plan.min_confidences:
+                model.observe_kept(drafted, held_back)
+            judged = accepted + (accepted < outcome.num_verified_tokens)
+            judgements.append(Judgement(accepted, judged, outcome.confidences))
+        bounds = () if plan.min_confidences else self._bounds  # else they were heeded
+        model.observe(self._survivals, judgements, bounds)
         if self._is_probe:
             longer = min(PROBE_LAST, max(PROBE_FIRST, 2 * self._interval))
-            self._interval = 1 if accepted else longer
+            self._interval = 1 if drafts[-1].num_accepted_tokens else longer
 
     def _charge(self, outcome: RoundOutcome, steps: int, outlook: Outlook) -> None:
         """Take from the credit what the draft cost more than plain decoding, in tokens, and add

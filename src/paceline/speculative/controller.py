@@ -133,6 +133,9 @@ class RoundPolicy(DraftLengthPolicy, Protocol):
     ) -> list[DraftPlan]:
         """A plan for each sequence, this policy's own among them."""
 
+    def learn(self) -> None:
+        """Take in what was observed and is not yet learned: the sequence has ended."""
+
 
 def plan_round(
     policies: Sequence[DraftLengthPolicy], contexts: Sequence[DraftContext]

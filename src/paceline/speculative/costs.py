@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
+
 from paceline.config import check_range
 from paceline.errors import ConfigError
 from paceline.runtime.protocols import MAX_DRAFT_TOKENS
@@ -221,12 +223,12 @@ class Bucket:
         base = self.parent.passes(max_rows)
         if self._scaled is not base or len(self._passes) <= max_rows:
             self._scaled = base
-            factors = [(rows, cell.seconds / base[rows]) for rows, cell in self._sorted(base)]
-            scaled = [
-                seconds * (between(factors, rows) if factors else 1.0)
-                for rows, seconds in enumerate(base)
-            ]
-            self._passes = list(accumulate(reversed(scaled), min))[::-1]
+            known = sorted(rows for rows in self.cells if rows < len(base))
+            seconds = np.array(base)
+            if known:
+                factors = [self.cells[rows].seconds / base[rows] for rows in known]
+                seconds *= np.interp(np.arange(len(base)), known, factors)
+            self._passes = np.minimum.accumulate(seconds[::-1])[::-1].tolist()
         return self._passes
 
     def observe(self, rows: int, seconds: float) -> bool:
@@ -245,9 +247,6 @@ class Bucket:
             "draft": [self.draft.fixed, self.draft.slope],
             "cells": [[rows, cell.seconds] for rows, cell in sorted(self.cells.items())],
         }
-
-    def _sorted(self, base: Sequence[float]) -> list[tuple[int, Cell]]:
-        return sorted((rows, cell) for rows, cell in self.cells.items() if rows < len(base))
 
 
 class CostModel:
