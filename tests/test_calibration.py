@@ -114,4 +114,28 @@ def test_the_scratch_leaves_nothing_behind():
     calibrate(target, None, TEXT, budget_s=0.0)
     (prompt,), (warm_up,), *passes = target.passes
     assert (prompt, warm_up) == (32, max(ROWS))
-    assert [rows for (rows,) in passes] == list(ROWS) * MIN_SWEEPS
+    assert [rows for (rows,) in passes] == [1, 1, 2, 2, 3, 5, 8, 16] * MIN_SWEEPS
+
+
+def test_the_first_of_another_shape_is_left_out():
+    """As on a processor whose caches hold what ran last."""
+    target = FakeTarget()
+    drafter = FakeDrafter(target)
+    clock, last = Clock(target, drafter), [0]
+    draft = drafter.draft
+
+    def cold_at_first(requests):
+        clock.now += 5.0 * (last[-1] == 1)
+        return draft(requests)
+
+    forward = target.forward
+
+    def remember(rows):
+        last.append(len(rows[0].token_ids))
+        clock.now += 5.0 * (last[-2] != 1 and last[-1] == 1)
+        return forward(rows)
+
+    target.forward, drafter.draft = remember, cold_at_first
+    found = calibrate(target, drafter, TEXT, clock=clock)
+    assert found.passes == pytest.approx({rows: 1.0 + 0.1 * rows for rows in ROWS})
+    assert found.draft == pytest.approx((0.25, 0.5))

@@ -63,9 +63,9 @@ FULL_PROBE = 6
 """One probe in so many verifies its token whatever the margin, lest the curve of the margins be
 wrong for ever."""
 
-FULL_FIRST, FULL_EVERY, FULL_DEEPER = 2, 48, 2
-"""The first drafts and one in so many are not cut by margins and are longer by two tokens: what is
-never verified is never learned."""
+FULL_FIRST, FULL_UNTIL, FULL_EVERY, FULL_DEEPER = 2, 500.0, 48, 2
+"""The first two drafts of a text, until 500 are known of its kind, and one in 48 are not cut by
+margins and are longer by two tokens: what is never verified is never learned."""
 
 BOUNDS_EVERY = 4
 """Bounds serve for four drafts of a length: they move slowly, and each takes a logarithm."""
@@ -74,23 +74,19 @@ REFRESH_FIRST, REFRESH_LAST, REFRESH_SHARE = 32, 192, 0.002
 """Plain decoding is measured again after 32 rounds at the earliest and 192 at the latest; between
 them so rarely that it costs at most this share of the time."""
 
-UNSEEN_SLOWNESS = 10.0
-"""Before the first draft of an engine its drafter may be so much slower than when it was measured,
-where the credit is concerned."""
-
 SLOW = 4.0
 """A draft that took so much longer than known is believed at once where the credit is concerned: a
 median needs three of them, which may cost more than there is."""
 
-DECISION_S, DECISION_SHARE = 40e-6, 0.01
-"""To learn and to decide takes so long, and may take this share of the time: a decision stands
-until rounds have taken a hundred times as long. See `benchmarks/decision_cost.py`."""
+DECISION_S, DECISION_SHARE = 1e-4, 0.01
+"""To learn and to decide takes so long where a pass has emptied the processor's caches, and may take
+this share of the time: a decision stands until rounds have taken a hundred times as long."""
 
-MOST_ROUNDS = 8
+MOST_ROUNDS = 32
 """A decision stands for so many rounds at most."""
 
-PATIENCE = 2.0
-"""And no longer once so many drafts' worth of tokens were wrong."""
+PATIENCE = 1.5
+"""And no longer once its rounds have emitted so many drafts' worth of tokens less than expected."""
 
 OWN_SOURCES = ("drafter", "none")
 """Who drafted where this policy decided; what came of a text says nothing about the drafter."""
@@ -156,7 +152,7 @@ class AdaptiveDraftLength:
         self.profiles = profiles
         self.limit = min(limit, MAX_POSITIONS)
         self.credit = FIRST_CREDIT
-        self._slowness = 1.0 if costs.has_drafted else UNSEEN_SLOWNESS
+        self._slowness = 1.0
         self._kind = ""
         self._models: dict[str, AcceptanceModel] = {}
         self._model = self._model_of("")
@@ -168,6 +164,7 @@ class AdaptiveDraftLength:
         self._num_parked, self._interval = 0, PROBE_FIRST
         self._is_probe = False
         self._told: list[RoundOutcome] = []
+        self._last_drafted: bool | None = None
         self._time_left, self._patience = 0.0, 0.0
 
     # --- Planning -------------------------------------------------------------------------------
@@ -185,11 +182,7 @@ class AdaptiveDraftLength:
 
     def _stands(self, context: DraftContext) -> bool:
         """Whether the last decision is still good."""
-        return (
-            self._time_left > 0.0
-            and context.kind == self._kind
-            and context.room >= self._plan.max_draft_tokens
-        )
+        return self._time_left > 0.0 and context.kind == self._kind
 
     def plan_round(
         self, policies: Sequence[DraftLengthPolicy], contexts: Sequence[DraftContext]
@@ -282,20 +275,25 @@ class AdaptiveDraftLength:
     def _standing(self, plan: DraftPlan) -> DraftPlan:
         """Once decided, for several rounds if they are short."""
         self._time_left = DECISION_S / DECISION_SHARE
-        self._patience = PATIENCE * (plan.max_draft_tokens or MAX_POSITIONS)
+        self._patience = PATIENCE * plan.max_draft_tokens
         return plan
 
     def _explores(self) -> bool:
         """Whether the draft is there to learn from it."""
         self._num_drafts += 1
-        return self._num_drafts <= FULL_FIRST or self._num_drafts % FULL_EVERY == 0
+        is_young = self._model.profile.counts[0] < FULL_UNTIL and self._num_drafts <= FULL_FIRST
+        return is_young or self._num_drafts % FULL_EVERY == 0
 
     def _decided(self, plan: DraftPlan, outlook: Outlook) -> DraftPlan:
         self._plan, self._outlook = plan, outlook
         return plan
 
     def _affordable(self, length: int, outlook: Outlook) -> int:
-        """The longest draft up to `length` that the credit pays for, should all of it be wrong."""
+        """The longest draft up to `length` that the credit pays for, should all of it be wrong.
+        The first of an engine is of one token: its drafter may be slower than when it was measured.
+        """
+        if not self.costs.has_drafted:
+            length = min(length, 1)
         most = STAKE * self.credit
         while length and outlook.loss(length, self._slowness) > most:
             length -= 1
@@ -344,8 +342,8 @@ class AdaptiveDraftLength:
         self._told.append(outcome)
         cost = outcome.cost
         self._time_left -= cost.draft_s + cost.verify_s + cost.overhead_s
-        self._patience -= outcome.num_draft_tokens - outcome.num_accepted_tokens
-        if self._time_left <= 0.0 or self._patience <= 0.0 or len(self._told) >= MOST_ROUNDS:
+        self._patience += 1 + outcome.num_accepted_tokens - self._plan.expected_tokens
+        if self._time_left <= 0.0 or self._patience < 0.0 or len(self._told) >= MOST_ROUNDS:
             self.learn()
 
     def learn(self) -> None:
@@ -353,7 +351,7 @@ class AdaptiveDraftLength:
         told, self._told, self._time_left = self._told, [], 0.0
         if not told:
             return
-        self.costs.observe(told[-1].cost)
+        self._observe_cost(told)
         outlook = self._outlook
         num_tokens = sum(1 + outcome.num_accepted_tokens for outcome in told)
         if self.credit < FIRST_CREDIT:
@@ -365,16 +363,24 @@ class AdaptiveDraftLength:
         if drafts:
             self._learn_from(drafts, outlook)
 
+    def _observe_cost(self, told: Sequence[RoundOutcome]) -> None:
+        """Of the last round; of all of them that would take longer than it is worth."""
+        last = told[-1].cost
+        if len(told) > 1:
+            self._last_drafted = told[-2].cost.num_draft_steps > 0
+        drafted = last.num_draft_steps > 0
+        self.costs.observe(last, is_steady=drafted == self._last_drafted)
+        self._last_drafted = drafted
+
     def _learn_from(self, drafts: Sequence[RoundOutcome], outlook: Outlook) -> None:
         plan, model = self._plan, self._model
         judgements = []
         for outcome in drafts:
             drafted, accepted = outcome.num_draft_tokens, outcome.num_accepted_tokens
-            held_back = drafted < plan.max_draft_tokens
-            if outcome.cost.num_draft_steps:
-                self._charge(outcome, drafted + held_back, outlook)
+            if outcome.num_draft_steps:
+                self._charge(outcome, outlook)
             if plan.min_confidences:
-                model.observe_kept(drafted, held_back)
+                model.observe_kept(drafted, outcome.num_draft_steps > drafted)
             judged = accepted + (accepted < outcome.num_verified_tokens)
             judgements.append(Judgement(accepted, judged, outcome.confidences))
         bounds = () if plan.min_confidences else self._bounds  # else they were heeded
@@ -383,12 +389,12 @@ class AdaptiveDraftLength:
             longer = min(PROBE_LAST, max(PROBE_FIRST, 2 * self._interval))
             self._interval = 1 if drafts[-1].num_accepted_tokens else longer
 
-    def _charge(self, outcome: RoundOutcome, steps: int, outlook: Outlook) -> None:
+    def _charge(self, outcome: RoundOutcome, outlook: Outlook) -> None:
         """Take from the credit what the draft cost more than plain decoding, in tokens, and add
         what it won. A clock's hiccup is not charged: at most twice what is known, and a round."""
         cost = outcome.cost
         extra = outlook.rate * (cost.draft_s + cost.verify_s - outlook.pass_s)
-        extra *= steps / cost.num_draft_steps
+        extra *= outcome.num_draft_steps / cost.num_draft_steps
         foreseen = outlook.loss(outcome.num_draft_tokens)
         curve = outlook.curve
         known_s = cost.num_drafts * curve.draft_fixed + cost.num_draft_steps * curve.draft_step

@@ -91,6 +91,7 @@ class RoundOutcome:
         num_verified_tokens: how many of these the target has judged. It is fewer only where the
             text ended on an accepted token: what follows was neither accepted nor rejected.
         num_accepted_tokens: how many the target would have said itself; the bonus is not in it.
+        num_draft_steps: tokens that the drafter made, the one included that it may have held back.
         confidences: of the drafted tokens, see `Draft`; fewer or none where none are known.
         source: who drafted: "drafter", "none", or a text (see `sources`), of whose tokens nothing
             can be learned about the drafter.
@@ -101,6 +102,7 @@ class RoundOutcome:
     num_draft_tokens: int
     num_verified_tokens: int
     num_accepted_tokens: int
+    num_draft_steps: int = 0
     confidences: tuple[float, ...] = ()
     source: str = "drafter"
     plan: DraftPlan = NO_DRAFT

@@ -231,11 +231,13 @@ class Bucket:
             self._passes = np.minimum.accumulate(seconds[::-1])[::-1].tolist()
         return self._passes
 
-    def observe(self, rows: int, seconds: float) -> bool:
+    def observe(self, rows: int, seconds: float, is_steady: bool) -> bool:
         """Learn from a pass; whether what is known of passes has changed enough to tell."""
         cell = self.cells.get(rows)
         if cell is None:
             cell = self.cells[rows] = Cell(self.passes(rows)[rows])
+        if not is_steady and seconds > cell.seconds:
+            return False
         cell.observe(seconds)
         if not moved(cell, PUBLISHED * cell.seconds):
             return False
@@ -335,8 +337,13 @@ class CostModel:
 
     # --- Learning -------------------------------------------------------------------------------
 
-    def observe(self, cost: RoundCost) -> None:
-        """Learn from a round, once, however many of its sequences tell of it."""
+    def observe(self, cost: RoundCost, is_steady: bool = True) -> None:
+        """Learn from a round, once, however many of its sequences tell of it.
+
+        Args:
+            is_steady: it followed another one that had drafts too, or none too. One that did not
+                may be slow for that reason alone: the processor's caches held something else.
+        """
         if cost is self._last:
             return
         self._last = cost
@@ -346,10 +353,15 @@ class CostModel:
         bucket = self._bucket(cost.context_length.bit_length(), cost.num_sequences)
         is_plain = cost.num_rows == cost.num_sequences
         bucket.since_plain = 0 if is_plain else bucket.since_plain + 1
-        changed = is_usable(cost.verify_s) and bucket.observe(cost.num_rows, cost.verify_s)
+        changed = is_usable(cost.verify_s) and bucket.observe(
+            cost.num_rows, cost.verify_s, is_steady
+        )
         if cost.num_draft_steps and is_usable(cost.draft_s):
             self.has_drafted = True
-            bucket.draft.observe(cost.num_drafts, cost.num_draft_steps, cost.draft_s)
+            if is_steady or cost.draft_s < bucket.draft.seconds(
+                cost.num_drafts, cost.num_draft_steps
+            ):
+                bucket.draft.observe(cost.num_drafts, cost.num_draft_steps, cost.draft_s)
             changed |= moved(bucket.draft, PUBLISHED * cost.verify_s)
         self._rounds += 1
         if self._rounds % OVERHEAD_EVERY == 0 and is_usable(cost.overhead_s):

@@ -164,6 +164,7 @@ def _tell(
         num_draft_tokens=len(draft.tokens),
         num_verified_tokens=verdict.num_verified_tokens,
         num_accepted_tokens=verdict.num_accepted_tokens,
+        num_draft_steps=draft.num_steps,
         confidences=draft.confidences,
         source=draft.source,
         plan=plan,

@@ -222,6 +222,7 @@ def _round(
         num_draft_tokens=drafted,
         num_verified_tokens=drafted,
         num_accepted_tokens=accepted,
+        num_draft_steps=steps,
         confidences=tuple(margins[:drafted]),
         plan=plan,
         cost=cost,
