@@ -7,18 +7,15 @@ import pytest
 
 from paceline.speculative.controller import DraftContext, DraftPlan
 from paceline.speculative.sources import (
-    BUCKET_STARTS,
     EARLIER,
     PREDICTION,
-    SHARED_WEIGHT,
-    STARTING_TRUST,
     SUFFIX,
     SharedTrust,
     TextSources,
-    Trust,
     text_drafts,
 )
-from paceline.speculative.suffix import IndexedText
+from paceline.speculative.suffix import IndexedText, Trust
+from suffix_twin import BUCKET_STARTS, MEMORY, SHARED_WEIGHT, STARTING_TRUST
 
 PASSAGE = list(range(100, 160))
 
@@ -148,11 +145,14 @@ def test_a_trust_of_a_new_sequence_weighs_little_and_says_the_same():
     for _ in range(1000):
         shared.record(40, 1.0, right=False)
     new = shared.of_new_sequence()
-    assert new._expected[-1] == pytest.approx(SHARED_WEIGHT)
     assert new.factor(32) == pytest.approx(shared.factor(32))
     assert new.factor(32) < 0.01
     for length, trust in zip(BUCKET_STARTS[:-1], STARTING_TRUST, strict=False):
         assert new.factor(length) == pytest.approx(trust)
+    # One right token beside as many as it weighs, whatever all sequences have seen.
+    weight, before = MEMORY * SHARED_WEIGHT, new.factor(100)
+    new.record(100, 1.0, right=True)
+    assert new.factor(100) == pytest.approx((weight * before + 1) / (weight + 1))
     for _ in range(300):
         new.record(100, 1.0, right=True)
     assert new.factor(100) > 0.9

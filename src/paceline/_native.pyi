@@ -41,7 +41,9 @@ def read_bandwidth(pool: Pool, num_bytes: int) -> float:
     """Bytes a second that a plain loop reads of freshly allocated memory."""
 
 def product_rate(pool: Pool, dtype: str, num_rows: int) -> float:
-    """Multiplications a second of linear layers whose weights stay in the cache."""
+    """
+    Multiplications a second of linear layers whose weights stay in the cache.
+    """
 
 class LayerShape:
     """One decoder layer: see native shapes.h."""
@@ -224,3 +226,93 @@ class Drafter:
     @property
     def weight_bytes(self) -> int:
         """Bytes of packed weights in memory."""
+
+SEPARATOR: int = 2147483647
+
+class IndexedText:
+    """
+    Tokens, and where in them the end of a text occurs with a token to follow.
+
+    SEPARATOR stands between two texts of an index. Cost: constant work and 28 to 56 bytes
+    a token, less where the text repeats itself.
+    """
+
+    def __init__(self) -> None: ...
+    def append(self, token_id: int) -> None: ...
+    def extend(self, token_ids: Sequence[int]) -> None:
+        """Append many at once, or none."""
+
+    def __len__(self) -> int: ...
+    @property
+    def tokens(self) -> list[int]:
+        """A copy."""
+
+class Trust:
+    """
+    How often the token after a match was right, by the length of the match.
+
+    Right tokens are counted against the agreement of the places, so that what is learned
+    is the factor that makes a share of places a probability. Both counts forget.
+    """
+
+    def __init__(self) -> None: ...
+    def of_new_sequence(self) -> Trust:
+        """What a sequence starts from."""
+
+    def record(self, match_length: int, share: float, right: bool) -> None: ...
+    def factor(self, match_length: int) -> float: ...
+
+class Follower:
+    """
+    Keeps up with the places of a text that go on as the written text does, and learns how
+    far they can be trusted.
+    """
+
+    @property
+    def match_length(self) -> int:
+        """
+        How many tokens before the places are known to be the last ones written.
+        """
+
+    @property
+    def places(self) -> list[int]:
+        """Indices of the tokens that may come next, the best first."""
+
+    @property
+    def first_trust(self) -> float:
+        """The chance of the first token of a proposal; 0 if there is none."""
+
+    def turn_to(self, own: Trust, shared: Trust) -> None:
+        """
+        Learn here from now on: what this sequence has seen, and what all have.
+        """
+
+    def start_at(self, place: int) -> None:
+        """Expect the text from here on, without a match before."""
+
+    def propose(self, limit: int) -> tuple[list[int], list[float]]:
+        """
+        Up to `limit` tokens that may come next. For each, of the places that agreed so far, the
+        share that has this token too.
+        """
+
+class WrittenText:
+    """A text that is being written, and those who follow others meanwhile."""
+
+    def __init__(self) -> None: ...
+    @property
+    def text(self) -> IndexedText: ...
+    def follow(self, text: IndexedText) -> Follower:
+        """
+        Follow a text from the next token on: the written one, or another that may grow too.
+        """
+
+    def push(self, token_id: int) -> None:
+        """
+        The text goes on. Every token shows whether a proposal would have been right, so that
+        nothing need be drafted to learn.
+        """
+
+    @property
+    def first_trust(self) -> float:
+        """The highest of all followers."""

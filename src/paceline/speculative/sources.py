@@ -7,13 +7,12 @@ draft is, so that it cannot change the text. Knows tokens and seconds; no files 
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from paceline.speculative.controller import DraftContext, DraftPlan
-from paceline.speculative.suffix import MAX_PROPOSAL, Follower, IndexedText
+from paceline.speculative.suffix import MAX_PROPOSAL, Follower, IndexedText, Trust, WrittenText
 
 NOBODY = "none"
 DRAFTER = "drafter"
@@ -21,62 +20,12 @@ SUFFIX = "suffix"
 PREDICTION = "prediction"
 EARLIER = "earlier"
 
-BUCKET_STARTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-"""Matches of 4 and 5 tokens are trusted alike, and so on."""
-
-LONGEST_BUCKET = BUCKET_STARTS[-1]
-BUCKETS = array(
-    "i", [sum(start <= n for start in BUCKET_STARTS) - 1 for n in range(LONGEST_BUCKET + 1)]
-)
-STARTING_TRUST = (0.5, 0.35, 0.5, 0.52, 0.58, 0.65, 0.68, 0.72, 0.8, 0.92, 0.96)
-STARTING_WEIGHT = 8.0
-"""Trust in a match before anything was seen, worth so many observations: as in HumanEval, GSM8K,
-the source of this package and answers of the pair that ships, which differ by up to 0.2."""
-
-SHARED_WEIGHT = 16.0
-MEMORY = 1 - 1 / 64
-SHARED_MEMORY = 1 - 1 / 256
-SHARED_EVERY = 4
-"""What one sequence has seen counts as at most 64 observations, and as 16 for a new one. All
-sequences together remember 256 of every fourth."""
-
 LEAST_TRUST = 0.1
 LEAST_SURVIVAL = 0.02
 MARGIN = 1.02
 
 Seconds = Callable[[int], float]
 """Of a round whose pass has so many rows, without a drafter."""
-
-
-class Trust:
-    """How often the token after a match was right, by the length of the match.
-
-    Right tokens are counted against the agreement of the places, so that what is learned is the
-    factor that makes a share of places a probability. Both counts forget.
-    """
-
-    def __init__(self, memory: float = SHARED_MEMORY) -> None:
-        self._memory = memory
-        self._right = [STARTING_WEIGHT * trust for trust in STARTING_TRUST]
-        self._expected = [STARTING_WEIGHT] * len(STARTING_TRUST)
-
-    def of_new_sequence(self) -> Trust:
-        """What a sequence starts from."""
-        trust = Trust(MEMORY)
-        for bucket, expected in enumerate(self._expected):
-            scale = min(1.0, SHARED_WEIGHT / expected)
-            trust._right[bucket] = self._right[bucket] * scale
-            trust._expected[bucket] = expected * scale
-        return trust
-
-    def record(self, match_length: int, share: float, right: bool) -> None:
-        bucket = BUCKETS[match_length] if match_length < LONGEST_BUCKET else -1
-        self._right[bucket] = self._right[bucket] * self._memory + right
-        self._expected[bucket] = self._expected[bucket] * self._memory + share
-
-    def factor(self, match_length: int) -> float:
-        bucket = BUCKETS[match_length] if match_length < LONGEST_BUCKET else -1
-        return min(1.0, self._right[bucket] / self._expected[bucket])
 
 
 class SharedTrust:
@@ -113,40 +62,20 @@ class TextSource:
         shared: SharedTrust,
         end_token_ids: frozenset[int] = frozenset(),
     ) -> None:
-        self.name = name
-        self.follower = follower
+        self._name = name
+        self._follower = follower
         self._shared = shared
         self._end_token_ids = end_token_ids
         self._trusts: dict[str, tuple[Trust, Trust]] = {}
-        self._seen = 0
         self.turn_to("")
 
     def turn_to(self, kind: str) -> None:
         """Another kind of text is being written."""
         if kind not in self._trusts:
-            shared = self._shared.of(self.name, kind)
+            shared = self._shared.of(self._name, kind)
             self._trusts[kind] = (shared.of_new_sequence(), shared)
-        self._trust, self._shared_trust = self._trusts[kind]
-
-    @property
-    def first_trust(self) -> float:
-        """The chance of the first token of a proposal; 0 if there is none."""
-        follower = self.follower
-        if not follower.places:
-            return 0.0
-        return self._trust.factor(follower.match_length) * follower.next_share
-
-    def push(self, token_id: int) -> None:
-        """The text goes on. Every token shows whether a proposal would have been right, so that
-        nothing need be drafted to learn."""
-        follower = self.follower
-        if follower.places:
-            right, share = follower.next_token == token_id, follower.next_share
-            self._trust.record(follower.match_length, share, right)
-            self._seen += 1
-            if self._seen % SHARED_EVERY == 0:
-                self._shared_trust.record(follower.match_length, share, right)
-        follower.push(token_id)
+        self._trust, shared = self._trusts[kind]
+        self._follower.turn_to(self._trust, shared)
 
     def draft(
         self, room: int, seconds: Seconds, best_rate: float, other_tokens: float
@@ -157,7 +86,7 @@ class TextSource:
             seconds: of the round with so many more rows than without this sequence's draft.
             other_tokens: that the round's other sequences are expected to emit.
         """
-        first = self.first_trust
+        first = self._follower.first_trust
         if room <= 0 or first < LEAST_TRUST:
             return None
         longest = 1 + MAX_PROPOSAL * first
@@ -168,10 +97,10 @@ class TextSource:
     def _longest_that_pays(
         self, room: int, seconds: Seconds, best_rate: float, other_tokens: float
     ) -> TextDraft | None:
-        proposal = self.follower.propose(min(room, MAX_PROPOSAL))
-        survival, expected, best, length = 1.0, 1.0, best_rate * MARGIN, proposal.match_length
-        draft = None
-        for count, share in enumerate(proposal.shares, 1):
+        tokens, shares = self._follower.propose(min(room, MAX_PROPOSAL))
+        survival, expected, best = 1.0, 1.0, best_rate * MARGIN
+        length, draft = self._follower.match_length, None
+        for count, share in enumerate(shares, 1):
             survival *= self._trust.factor(length + count - 1) * share
             if survival < LEAST_SURVIVAL:
                 break
@@ -179,14 +108,14 @@ class TextSource:
             rate = (other_tokens + expected) / seconds(count)
             if rate > best:
                 best, draft = rate, (count, expected)
-            if proposal.tokens[count - 1] in self._end_token_ids:
+            if tokens[count - 1] in self._end_token_ids:
                 break
         if draft is None:
             return None
         count, expected = draft
         return TextDraft(
-            token_ids=proposal.tokens[:count],
-            source=self.name,
+            token_ids=tuple(tokens[:count]),
+            source=self._name,
             expected_tokens=expected,
             seconds=seconds(count),
         )
@@ -232,17 +161,17 @@ class TextSources:
         earlier: IndexedText | None = None,
         end_token_ids: frozenset[int] = frozenset(),
     ) -> None:
-        self._own = IndexedText()
-        self._own.extend(prompt[:-1])
+        self._written = WrittenText()
+        self._written.text.extend(prompt[:-1])
         self._sources: list[TextSource] = []
         self._kind = ""
 
         def add(name: str, text: IndexedText) -> Follower:
-            follower = Follower(text, self._own.end, own=text is self._own)
+            follower = self._written.follow(text)
             self._sources.append(TextSource(name, follower, shared, end_token_ids))
             return follower
 
-        add(SUFFIX, self._own)
+        add(SUFFIX, self._written.text)
         if earlier is not None:
             add(EARLIER, earlier)
         for token_id in prompt[-1:]:
@@ -255,13 +184,11 @@ class TextSources:
     @property
     def has_proposal(self) -> bool:
         """Whether a source is worth asking."""
-        return any(source.first_trust >= LEAST_TRUST for source in self._sources)
+        return self._written.first_trust >= LEAST_TRUST
 
     def push(self, token_id: int) -> None:
         """The text goes on."""
-        self._own.append(token_id)
-        for source in self._sources:
-            source.push(token_id)
+        self._written.push(token_id)
 
     def draft(
         self, kind: str, room: int, seconds: Seconds, rate: float, other_tokens: float = 0.0
