@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from itertools import groupby, pairwise, product
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import given, settings
@@ -13,8 +13,6 @@ from paceline.speculative.acceptance import MAX_POSITIONS, MarginCurve, Profiles
 from paceline.speculative.adaptive import (
     CREDIT_RATE,
     FIRST_CREDIT,
-    MOST_ROUNDS,
-    PATIENCE,
     PROBE_FIRST,
     PROBE_LAST,
     REFRESH_FIRST,
@@ -418,55 +416,6 @@ def test_a_probe_looks_at_the_margin_first():
     assert all(0 < bound < 10 for [bound] in with_bounds)
 
 
-# --- Short rounds -------------------------------------------------------------------------------
-
-SMALL = replace(MACHINE, pass_s=0.0002)
-"""A hundredth of its rounds is less than a decision takes."""
-
-
-def decisions(machine, accepts, rounds):
-    """How many rounds each plan stood for."""
-    found, plans = policy(machine), []
-    for _ in range(rounds):
-        plans.append(found.plan(context()))
-        found.observe(outcome(plans[-1], accepts(plans[-1].max_draft_tokens), machine))
-    return [len([*group]) for _, group in groupby(plans, key=id)]
-
-
-def test_where_rounds_are_long_each_is_decided_for():
-    assert set(decisions(MACHINE, lambda length: length, 100)) == {1}
-
-
-def test_where_rounds_are_short_a_decision_stands_for_several():
-    stood = decisions(SMALL, lambda length: length, 200)
-    assert max(stood) == MOST_ROUNDS
-    assert len(stood) < 200 / 4
-
-
-def test_wrong_drafts_end_a_decision_early():
-    stood = decisions(SMALL, lambda length: 0, 12)
-    assert max(stood[:4]) <= PATIENCE
-
-
-def test_what_stands_ends_with_the_kind():
-    found = policy(SMALL)
-    run(found, lambda length: length, 20, SMALL)
-    plan = found.plan(context())
-    assert found.plan(context()) is plan
-    assert found.plan(context(kind="code")) is not plan
-
-
-def test_what_was_not_yet_learned_is_learned_at_the_end():
-    found = policy(SMALL)
-    run(found, lambda length: length, 21, SMALL)
-    found._time_left, found._patience = 1.0, 100.0
-    before = found._model.survivals()
-    run(found, lambda length: length, 3, SMALL)
-    assert found._model.survivals() == before
-    found.learn()
-    assert found._model.survivals() != before
-
-
 # --- Several sequences --------------------------------------------------------------------------
 
 
@@ -516,7 +465,7 @@ def test_others_plan_for_themselves_and_count():
     assert plans[0].max_draft_tokens == 6
     assert plans[1].max_draft_tokens > 0
     assert plans[2].max_draft_tokens > 0
-    assert elsewhere._plan is plans[2]
+    assert elsewhere.decision.plan is plans[2]
     long = FixedDraftLength(40, 40)
     plans = plan_round([long, *shared(MACHINE, 11)], [context(room=40), context()])
     assert [plans[0].max_draft_tokens, plans[1].max_draft_tokens > 0] == [40, True]

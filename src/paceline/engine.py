@@ -31,8 +31,8 @@ from paceline.sequence import ActiveSequence, EmittedToken, FinishReason
 from paceline.speculative.controller import (
     DraftLengthPolicy,
     FixedDraftLength,
+    LateLearner,
     RoundOutcome,
-    RoundPolicy,
 )
 from paceline.speculative.costs import CostModel
 from paceline.speculative.earlier import EarlierAnswers, answers_file
@@ -576,7 +576,7 @@ class Engine:
         assert sequence.finish_reason is not None
         cache = sequence.detach_cache()
         if cache is not None:
-            if isinstance(sequence.policy, RoundPolicy):
+            if isinstance(sequence.policy, LateLearner):
                 sequence.policy.learn()
             self._prefixes.give(sequence.token_ids[: cache.length], cache)
             if self.earlier is not None:

@@ -5,9 +5,6 @@ tokens, relative to them, exceeds what it adds to the time. Before a draft it is
 acceptance expected of this text; inside the draft the drafter applies it to each token, through a
 bound on its margin. A credit of tokens limits what all wrong drafts of a text may cost together.
 
-Where a round is so short that deciding would be a part of it that counts, a decision stands for
-several rounds, and what came of them is learned together.
-
 The constants were chosen on the grid of `benchmarks/simulate_controller.py`.
 """
 
@@ -78,16 +75,6 @@ SLOW = 4.0
 """A draft that took so much longer than known is believed at once where the credit is concerned: a
 median needs three of them, which may cost more than there is."""
 
-DECISION_S, DECISION_SHARE = 1e-4, 0.01
-"""To learn and to decide takes so long where a pass has emptied the processor's caches, and may take
-this share of the time: a decision stands until rounds have taken a hundred times as long."""
-
-MOST_ROUNDS = 32
-"""A decision stands for so many rounds at most."""
-
-PATIENCE = 1.5
-"""And no longer once its rounds have emitted so many drafts' worth of tokens less than expected."""
-
 OWN_SOURCES = ("drafter", "none")
 """Who drafted where this policy decided; what came of a text says nothing about the drafter."""
 
@@ -136,6 +123,23 @@ class Outlook(NamedTuple):
         return DraftPlan(max_draft_tokens=0, expected_s=self.plain_s, plain_s=self.plain_s)
 
 
+class Decision(NamedTuple):
+    """A plan, and what it was made from.
+
+    Args:
+        survivals: see `AcceptanceModel.survivals`.
+        bounds: margins below which a token would be held back; the plan may ask for whole drafts.
+        is_usual: no probe, and not there to measure or to learn from.
+    """
+
+    plan: DraftPlan
+    outlook: Outlook
+    survivals: Sequence[float]
+    bounds: tuple[float, ...] = ()
+    is_probe: bool = False
+    is_usual: bool = False
+
+
 class AdaptiveDraftLength:
     """The policy of one sequence.
 
@@ -156,33 +160,24 @@ class AdaptiveDraftLength:
         self._kind = ""
         self._models: dict[str, AcceptanceModel] = {}
         self._model = self._model_of("")
-        self._outlook: Outlook | None = None
-        self._plan = DraftPlan(max_draft_tokens=0)
+        self.decision: Decision | None = None
         self._survivals: list[float] = []
         self._bounds: tuple[float, ...] = ()
         self._num_drafts = self._num_probes = 0
         self._num_parked, self._interval = 0, PROBE_FIRST
-        self._is_probe = False
-        self._told: list[RoundOutcome] = []
         self._last_drafted: bool | None = None
-        self._time_left, self._patience = 0.0, 0.0
 
     # --- Planning -------------------------------------------------------------------------------
 
     def plan(self, context: DraftContext) -> DraftPlan:
-        if self._stands(context):
-            return self._plan
         room = self._turn_to(context)
         curve = self.costs.curve(context.context_length)
         outlook = Outlook(curve, curve.passes[0], curve.plain, 1.0 / curve.plain)
         best = best_length(self._survivals, self._model.kept, curve, room)
-        if best.length and self._refresh_is_due(best.rate, context.context_length, 1, outlook.rate):
-            return self._decided(outlook.plain(), outlook)
-        return self._decided(self._decide(best, room, outlook), outlook)
-
-    def _stands(self, context: DraftContext) -> bool:
-        """Whether the last decision is still good."""
-        return self._time_left > 0.0 and context.kind == self._kind
+        refresh = best.length > 0 and self._refresh_is_due(
+            best.rate, context.context_length, 1, outlook.rate
+        )
+        return self._decide(None if refresh else best, room, outlook)
 
     def plan_round(
         self, policies: Sequence[DraftLengthPolicy], contexts: Sequence[DraftContext]
@@ -210,8 +205,7 @@ class AdaptiveDraftLength:
                 rate=plain_rate,
                 others=num_tokens - best.tokens,
             )
-            plan = outlook.plain() if refresh else member._decide(best, room, outlook)
-            plans[index] = member._decided(plan, outlook)
+            plans[index] = member._decide(None if refresh else best, room, outlook)
         return [plans[index] for index in range(count)]
 
     def _members(
@@ -230,13 +224,15 @@ class AdaptiveDraftLength:
 
     def _turn_to(self, context: DraftContext) -> int:
         """Expect text of the context's kind; the longest draft that is of use."""
-        self.learn()
-        if context.kind != self._kind:
-            self._kind = context.kind
-            self._model = self._model_of(context.kind)
-            self._num_parked, self._interval = 0, PROBE_FIRST
+        self.turn_to_kind(context.kind)
         self._survivals = self._model.survivals()
         return min(context.room, self.limit) if self.costs.is_known else 0
+
+    def turn_to_kind(self, kind: str) -> None:
+        if kind != self._kind:
+            self._kind = kind
+            self._model = self._model_of(kind)
+            self._num_parked, self._interval = 0, PROBE_FIRST
 
     def _model_of(self, kind: str) -> AcceptanceModel:
         model = self._models.get(kind)
@@ -244,18 +240,21 @@ class AdaptiveDraftLength:
             model = self._models[kind] = AcceptanceModel(self.profiles.of(kind))
         return model
 
-    def _decide(self, best: Forecast, room: int, outlook: Outlook) -> DraftPlan:
-        self._is_probe = False
+    def _decide(self, best: Forecast | None, room: int, outlook: Outlook) -> DraftPlan:
+        """Take the best length, None measures plain decoding, if what it may lose can be paid."""
+        if best is None:
+            return self._decided(outlook.plain(), outlook)
         if best.length == 0:
             probe = self._probe(outlook) if room else None
-            return probe or self._standing(outlook.plain())
+            if probe is not None:
+                return self._decided(probe, outlook, is_probe=True)
         length = self._affordable(best.length, outlook)
         if length == 0:
-            return self._standing(outlook.plain())
-        model, curve, survivals = self._model, outlook.curve, self._survivals
+            return self._decided(outlook.plain(), outlook, is_usual=True)
+        model, survivals = self._model, self._survivals
         if self._num_drafts % BOUNDS_EVERY == 0 or len(self._bounds) != length:
             self._bounds = margin_bounds(
-                length, survivals, model.kept, curve, best.rate, model.profile.curve
+                length, survivals, model.kept, outlook.curve, best.rate, model.profile.curve
             )
         plan = DraftPlan(
             max_draft_tokens=length,
@@ -264,7 +263,22 @@ class AdaptiveDraftLength:
             expected_s=best.seconds,
             plain_s=outlook.plain_s,
         )
-        return self._longer(plan, room, outlook) if self._explores() else self._standing(plan)
+        if self._explores():
+            return self._decided(self._longer(plan, room, outlook), outlook)
+        return self._decided(plan, outlook, is_usual=True)
+
+    def _decided(
+        self,
+        plan: DraftPlan,
+        outlook: Outlook,
+        *,
+        is_probe: bool = False,
+        is_usual: bool = False,
+    ) -> DraftPlan:
+        self.decision = Decision(
+            plan, outlook, self._survivals, self._bounds, is_probe=is_probe, is_usual=is_usual
+        )
+        return plan
 
     def _longer(self, plan: DraftPlan, room: int, outlook: Outlook) -> DraftPlan:
         """To learn from: longer, and whole."""
@@ -272,21 +286,11 @@ class AdaptiveDraftLength:
         length = self._affordable(min(max(1, whole) + FULL_DEEPER, room), outlook)
         return replace(plan, max_draft_tokens=length, min_confidences=())
 
-    def _standing(self, plan: DraftPlan) -> DraftPlan:
-        """Once decided, for several rounds if they are short."""
-        self._time_left = DECISION_S / DECISION_SHARE
-        self._patience = PATIENCE * plan.max_draft_tokens
-        return plan
-
     def _explores(self) -> bool:
         """Whether the draft is there to learn from it."""
         self._num_drafts += 1
         is_young = self._model.profile.counts[0] < FULL_UNTIL and self._num_drafts <= FULL_FIRST
         return is_young or self._num_drafts % FULL_EVERY == 0
-
-    def _decided(self, plan: DraftPlan, outlook: Outlook) -> DraftPlan:
-        self._plan, self._outlook = plan, outlook
-        return plan
 
     def _affordable(self, length: int, outlook: Outlook) -> int:
         """The longest draft up to `length` that the credit pays for, should all of it be wrong.
@@ -325,7 +329,7 @@ class AdaptiveDraftLength:
         interval = min(self._interval, max(PROBE_FIRST, loss / share))
         if self._num_parked + 1 < interval or loss > STAKE * self.credit:
             return None
-        self._num_parked, self._num_probes, self._is_probe = 0, self._num_probes + 1, True
+        self._num_parked, self._num_probes = 0, self._num_probes + 1
         self._bounds = bounds
         model.doubt(PROBE_DOUBT)
         return DraftPlan(
@@ -339,53 +343,43 @@ class AdaptiveDraftLength:
     # --- Learning -------------------------------------------------------------------------------
 
     def observe(self, outcome: RoundOutcome) -> None:
-        self._told.append(outcome)
-        cost = outcome.cost
-        self._time_left -= cost.draft_s + cost.verify_s + cost.overhead_s
-        self._patience += 1 + outcome.num_accepted_tokens - self._plan.expected_tokens
-        if self._time_left <= 0.0 or self._patience < 0.0 or len(self._told) >= MOST_ROUNDS:
-            self.learn()
+        self.observe_all((outcome,))
 
-    def learn(self) -> None:
-        """Take in the rounds since the decision, which then stands no longer."""
-        told, self._told, self._time_left = self._told, [], 0.0
-        if not told:
-            return
-        self._observe_cost(told)
-        outlook = self._outlook
-        num_tokens = sum(1 + outcome.num_accepted_tokens for outcome in told)
+    def observe_all(self, outcomes: Sequence[RoundOutcome]) -> None:
+        """Learn from the rounds, one at least, that the last decision stood for."""
+        self._observe_cost(outcomes)
+        num_tokens = sum(1 + outcome.num_accepted_tokens for outcome in outcomes)
         if self.credit < FIRST_CREDIT:
             self.credit = min(FIRST_CREDIT, self.credit + CREDIT_RATE * num_tokens)
-        if outlook is None or not self._plan.max_draft_tokens:
-            self._num_parked += len(told)
+        if self.decision is None or not self.decision.plan.max_draft_tokens:
+            self._num_parked += len(outcomes)
             return
-        drafts = [outcome for outcome in told if outcome.source in OWN_SOURCES]
+        drafts = [outcome for outcome in outcomes if outcome.source in OWN_SOURCES]
         if drafts:
-            self._learn_from(drafts, outlook)
+            self._learn_from(drafts, self.decision)
 
-    def _observe_cost(self, told: Sequence[RoundOutcome]) -> None:
-        """Of the last round; of all of them that would take longer than it is worth."""
-        last = told[-1].cost
-        if len(told) > 1:
-            self._last_drafted = told[-2].cost.num_draft_steps > 0
+    def _observe_cost(self, outcomes: Sequence[RoundOutcome]) -> None:
+        """Of the last round: those of all would take longer than they are worth."""
+        last = outcomes[-1].cost
+        if len(outcomes) > 1:
+            self._last_drafted = outcomes[-2].cost.num_draft_steps > 0
         drafted = last.num_draft_steps > 0
         self.costs.observe(last, is_steady=drafted == self._last_drafted)
         self._last_drafted = drafted
 
-    def _learn_from(self, drafts: Sequence[RoundOutcome], outlook: Outlook) -> None:
-        plan, model = self._plan, self._model
-        judgements = []
+    def _learn_from(self, drafts: Sequence[RoundOutcome], decision: Decision) -> None:
+        is_whole = not decision.plan.min_confidences
+        model, judgements = self._model, []
         for outcome in drafts:
             drafted, accepted = outcome.num_draft_tokens, outcome.num_accepted_tokens
             if outcome.num_draft_steps:
-                self._charge(outcome, outlook)
-            if plan.min_confidences:
+                self._charge(outcome, decision.outlook)
+            if not is_whole:
                 model.observe_kept(drafted, outcome.num_draft_steps > drafted)
             judged = accepted + (accepted < outcome.num_verified_tokens)
             judgements.append(Judgement(accepted, judged, outcome.confidences))
-        bounds = () if plan.min_confidences else self._bounds  # else they were heeded
-        model.observe(self._survivals, judgements, bounds)
-        if self._is_probe:
+        model.observe(decision.survivals, judgements, decision.bounds if is_whole else ())
+        if decision.is_probe:
             longer = min(PROBE_LAST, max(PROBE_FIRST, 2 * self._interval))
             self._interval = 1 if drafts[-1].num_accepted_tokens else longer
 

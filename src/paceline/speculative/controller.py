@@ -135,6 +135,11 @@ class RoundPolicy(DraftLengthPolicy, Protocol):
     ) -> list[DraftPlan]:
         """A plan for each sequence, this policy's own among them."""
 
+
+@runtime_checkable
+class LateLearner(DraftLengthPolicy, Protocol):
+    """A policy that learns from several rounds at once."""
+
     def learn(self) -> None:
         """Take in what was observed and is not yet learned: the sequence has ended."""
 

@@ -20,6 +20,7 @@ from paceline.speculative.acceptance import Profiles
 from paceline.speculative.adaptive import AdaptiveDraftLength
 from paceline.speculative.controller import DraftLengthPolicy
 from paceline.speculative.costs import CostModel
+from paceline.speculative.pace import Openings, PacedDraftLength
 from paceline.speculative.sources import SharedTrust
 
 logger = logging.getLogger(__name__)
@@ -39,10 +40,12 @@ class Learned:
         self.costs = costs or CostModel()
         self.profiles = profiles or Profiles()
         self.trust = SharedTrust()
+        self._openings: Openings = {}
 
     def new_policy(self, max_draft_tokens: int) -> DraftLengthPolicy:
         """What decides for one sequence, with a drafter of this limit (0: there is none)."""
-        return AdaptiveDraftLength(self.costs, self.profiles, max_draft_tokens)
+        policy = AdaptiveDraftLength(self.costs, self.profiles, max_draft_tokens)
+        return PacedDraftLength(policy, self._openings)
 
 
 class LearnedFile:

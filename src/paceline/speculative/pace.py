@@ -1,0 +1,145 @@
+"""How long a decision stands.
+
+To learn and to decide takes a tenth of a millisecond where a pass has just emptied the processor's
+caches. In front of a pass of 30 ms that is nothing, and each round is decided for. Where rounds are
+shorter, a decision stands for several of them, what came of them is learned together, and an answer
+begins with what was decided at the beginning of another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from paceline.speculative.adaptive import AdaptiveDraftLength, Decision
+from paceline.speculative.controller import (
+    DraftContext,
+    DraftLengthPolicy,
+    DraftPlan,
+    RoundOutcome,
+)
+
+DECISION_S, DECISION_SHARE = 1e-4, 0.01
+"""What learning and deciding take, and the share of the time that they may take."""
+
+STANDS_S = DECISION_S / DECISION_SHARE
+
+MOST_ROUNDS = 32
+
+PATIENCE = 1.5
+"""A decision no longer stands once its rounds have emitted so many drafts' worth of tokens less than
+was expected."""
+
+OPENING_USES = 16
+"""An opening serves so many answers."""
+
+KNOWN_DRAFTS = 100.0
+"""So many drafts of a kind of text must have been seen before its answers share an opening."""
+
+
+@dataclass
+class Opening:
+    """The first decision of an answer in text of one kind."""
+
+    decision: Decision
+    uses_left: int = OPENING_USES
+
+
+Openings = dict[str, Opening]
+"""By kind of text."""
+
+
+class PacedDraftLength:
+    """An adaptive draft length that is asked as often as that is worth its time.
+
+    Args:
+        policy: of the same sequence.
+        openings: shared by all sequences of an engine.
+    """
+
+    def __init__(self, policy: AdaptiveDraftLength, openings: Openings | None = None) -> None:
+        self.policy = policy
+        self._openings: Openings = {} if openings is None else openings
+        self._kind: str | None = None
+        self._standing: dict[str, Decision] = {}
+        self._plan = DraftPlan(max_draft_tokens=0)
+        self._told: list[RoundOutcome] = []
+        self._time_left = self._patience = 0.0
+
+    # --- Planning -------------------------------------------------------------------------------
+
+    def plan(self, context: DraftContext) -> DraftPlan:
+        if self._time_left > 0.0 and context.kind == self._kind:
+            return self._plan
+        self.learn()
+        decision = self._known(context.kind) if context.kind != self._kind else None
+        self._kind = context.kind
+        if decision is None:
+            decision = self._decide(context)
+        self._plan = decision.plan
+        if decision.is_usual:
+            self._stand(decision)
+        return self._plan
+
+    def _known(self, kind: str) -> Decision | None:
+        """What stood when text of this kind was last written, in this answer or another one."""
+        decision = self._standing.get(kind)
+        if decision is None:
+            opening = self._openings.get(kind)
+            if opening is None or not opening.uses_left:
+                return None
+            opening.uses_left -= 1
+            decision = opening.decision
+        self.policy.turn_to_kind(kind)
+        self.policy.decision = decision
+        return decision
+
+    def _decide(self, context: DraftContext) -> Decision:
+        self.policy.plan(context)
+        decision = self.policy.decision
+        assert decision is not None
+        is_first = context.kind not in self._standing
+        if is_first and decision.is_usual and self._may_open(decision, context):
+            self._openings[context.kind] = Opening(decision)
+        return decision
+
+    def _may_open(self, decision: Decision, context: DraftContext) -> bool:
+        is_short = decision.outlook.plain_s * MOST_ROUNDS < STANDS_S
+        profile = self.policy.profiles.of(context.kind)
+        return is_short and profile.counts[0] >= KNOWN_DRAFTS
+
+    def _stand(self, decision: Decision) -> None:
+        assert self._kind is not None
+        self._standing[self._kind] = decision
+        self._time_left = STANDS_S
+        self._patience = PATIENCE * decision.plan.max_draft_tokens
+
+    def plan_round(
+        self, policies: Sequence[DraftLengthPolicy], contexts: Sequence[DraftContext]
+    ) -> list[DraftPlan]:
+        """Of several sequences each round is decided for."""
+        inner: list[DraftLengthPolicy] = []
+        for policy in policies:
+            if isinstance(policy, PacedDraftLength):
+                policy.learn()
+                inner.append(policy.policy)
+            else:
+                inner.append(policy)
+        return self.policy.plan_round(inner, contexts)
+
+    # --- Learning -------------------------------------------------------------------------------
+
+    def observe(self, outcome: RoundOutcome) -> None:
+        self._told.append(outcome)
+        cost = outcome.cost
+        self._time_left -= cost.draft_s + cost.verify_s + cost.overhead_s
+        self._patience += 1 + outcome.num_accepted_tokens - self._plan.expected_tokens
+        if self._time_left <= 0.0 or self._patience < 0.0 or len(self._told) >= MOST_ROUNDS:
+            self._standing.pop(self._kind or "", None)
+            self.learn()
+
+    def learn(self) -> None:
+        """Take in the rounds that the decision stood for; it stands no longer."""
+        told, self._told, self._time_left = self._told, [], 0.0
+        if told:
+            self.policy.observe_all(told)

@@ -1,0 +1,153 @@
+"""A decision stands as long as it is worth its time, and no longer than it is good."""
+
+from dataclasses import replace
+from itertools import groupby
+
+import pytest
+
+from paceline.speculative.acceptance import Profiles
+from paceline.speculative.adaptive import AdaptiveDraftLength
+from paceline.speculative.controller import DraftContext, FixedDraftLength, plan_round
+from paceline.speculative.pace import (
+    KNOWN_DRAFTS,
+    MOST_ROUNDS,
+    OPENING_USES,
+    PATIENCE,
+    PacedDraftLength,
+)
+from paceline.speculative.simulation import Machine, linear, made_up, simulate
+from test_adaptive import context, outcome, run
+
+LONG = Machine(name="rounds of 50 ms", passes=linear(0.04), draft_step=0.015)
+SHORT = replace(LONG, name="rounds of 0.2 ms", pass_s=0.0002)
+
+
+def paced(machine, costs=None, profiles=None, openings=None):
+    inner = AdaptiveDraftLength(costs or machine.calibrated(), profiles or Profiles())
+    return PacedDraftLength(inner, openings)
+
+
+def stood(machine, accepts, rounds, found=None):
+    """For how many rounds each plan stood."""
+    found, plans = found or paced(machine), []
+    for _ in range(rounds):
+        plans.append(found.plan(context()))
+        found.observe(outcome(plans[-1], accepts(plans[-1].max_draft_tokens), machine))
+    return [len([*group]) for _, group in groupby(plans, key=id)]
+
+
+def test_where_rounds_are_long_each_is_decided_for():
+    assert set(stood(LONG, lambda length: length, 100)) == {1}
+
+
+def test_with_long_rounds_it_decides_as_without_a_pace():
+    text = made_up((0.8, 0.7, 0.6), 300, 5)
+    alone = AdaptiveDraftLength(LONG.calibrated(), Profiles())
+    assert simulate(paced(LONG), text, LONG).lengths == simulate(alone, text, LONG).lengths
+
+
+def test_where_rounds_are_short_a_decision_stands_for_several():
+    times = stood(SHORT, lambda length: length, 400)
+    assert MOST_ROUNDS - 5 <= max(times) <= MOST_ROUNDS
+    assert len(times) < 400 / 8
+
+
+def test_wrong_drafts_end_a_decision_early():
+    times = stood(SHORT, lambda length: 0, 30)
+    expected_tokens = 1.5  # of a draft that is worth making, the bonus token not counted
+    longest = 1 + PATIENCE * 15 / expected_tokens
+    assert max(times[:3]) <= longest < MOST_ROUNDS
+
+
+def test_an_always_wrong_drafter_costs_two_percent_at_most():
+    text = made_up((0.0,), 200, 3)
+    taken = simulate(paced(SHORT), text, SHORT).seconds
+    plain_s = SHORT.verify_s(1) + SHORT.overhead_s
+    assert taken <= 1.02 * 200 * plain_s
+
+
+def test_what_stands_ends_with_the_kind_of_text_and_is_taken_up_again():
+    found = paced(SHORT)
+    run(found, lambda length: length, 20, SHORT)
+    plan = found.plan(context())
+    assert found.plan(context()) is plan
+    code = found.plan(context(kind="code"))
+    assert code is not plan
+    assert found.plan(context()) is plan
+
+
+def test_a_decision_that_disappointed_is_not_taken_up_again():
+    found = paced(SHORT)
+    run(found, lambda length: length, 20, SHORT)
+    plan = found.plan(context())
+    while found.plan(context()) is plan:
+        found.observe(outcome(plan, 0, SHORT))
+    found.plan(context(kind="code"))
+    assert found.plan(context()) is not plan
+
+
+def test_what_was_not_yet_learned_is_learned_at_the_end():
+    found = paced(SHORT)
+    run(found, lambda length: length, 60, SHORT)
+    found.learn()
+    found.plan(context())
+    before = found.policy._model.survivals()
+    run(found, lambda length: length, 3, SHORT)
+    assert found.policy._model.survivals() == before
+    found.learn()
+    assert found.policy._model.survivals() != before
+
+
+def test_a_batch_learns_first_and_is_decided_for_each_round():
+    costs, profiles = SHORT.calibrated(), Profiles()
+    policies = [paced(SHORT, costs, profiles) for _ in range(2)]
+    for found in policies:
+        run(found, lambda length: length, 40, SHORT)
+    assert any(found._told for found in policies)
+    plans = plan_round([*policies, FixedDraftLength(3, 8)], [context()] * 3)
+    assert not any(found._told for found in policies)
+    assert plans[2].max_draft_tokens == 3
+    assert plans[:2] == [found.policy.decision.plan for found in policies]
+
+
+# --- Openings -----------------------------------------------------------------------------------
+
+
+def answers(count, machine, openings, costs, profiles):
+    """The first plans of several answers to which everything is accepted."""
+    plans = []
+    for _ in range(count):
+        found = paced(machine, costs, profiles, openings)
+        plans.append(found.plan(context()))
+        run(found, lambda length: length, 12, machine)
+        found.learn()
+    return plans
+
+
+@pytest.mark.parametrize(("machine", "shared"), [(SHORT, True), (LONG, False)])
+def test_answers_of_short_rounds_begin_with_one_decision(machine, shared):
+    costs, profiles, openings = machine.calibrated(), Profiles(), {}
+    answers(30, machine, openings, costs, profiles)
+    assert profiles.of("text").counts[0] > KNOWN_DRAFTS
+    plans = answers(2 * OPENING_USES, machine, openings, costs, profiles)
+    assert (len({id(plan) for plan in plans}) <= 4) == shared
+
+
+def test_an_unknown_kind_of_text_has_no_opening():
+    openings = {}
+    answers(1, SHORT, openings, SHORT.calibrated(), Profiles())
+    assert openings == {}
+
+
+def test_an_answer_that_begins_with_an_opening_learns_from_it():
+    costs, profiles, openings = SHORT.calibrated(), Profiles(), {}
+    answers(32, SHORT, openings, costs, profiles)
+    assert openings["text"].uses_left > 0
+    found = paced(SHORT, costs, profiles, openings)
+    plan = found.plan(DraftContext(room=15, context_length=100, kind="text"))
+    assert plan is openings["text"].decision.plan
+    before = found.policy._model.survivals()
+    found.observe(outcome(plan, 0, SHORT))
+    found.learn()
+    assert found.policy._model.survivals()[1] < before[1]
+    assert found.policy.credit < 2.8
