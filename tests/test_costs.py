@@ -301,7 +301,7 @@ def test_what_is_kept_comes_back():
 DAMAGE = {
     "nothing": lambda kept: None,
     "a list": lambda kept: [],
-    "another format": lambda kept: kept | {"format": 2},
+    "another format": lambda kept: kept | {"format": 1},
     "true as a format": lambda kept: kept | {"format": True},
     "a field too many": lambda kept: kept | {"more": 1},
     "a field too few": lambda kept: {k: v for k, v in kept.items() if k != "seed"},

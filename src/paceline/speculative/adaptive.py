@@ -359,13 +359,15 @@ class AdaptiveDraftLength:
             self._learn_from(drafts, self.decision)
 
     def _observe_cost(self, outcomes: Sequence[RoundOutcome]) -> None:
-        """Of the last round: those of all would take longer than they are worth."""
-        last = outcomes[-1].cost
-        if len(outcomes) > 1:
-            self._last_drafted = outcomes[-2].cost.num_draft_steps > 0
-        drafted = last.num_draft_steps > 0
-        self.costs.observe(last, is_steady=drafted == self._last_drafted)
-        self._last_drafted = drafted
+        """Of one round in the middle: those of all would take longer than they are worth, and the
+        last one may be the last because it took long."""
+        middle = (len(outcomes) - 1) // 2
+        cost = outcomes[middle].cost
+        drafted_before = self._last_drafted
+        if middle:
+            drafted_before = outcomes[middle - 1].cost.num_draft_steps > 0
+        self.costs.observe(cost, is_steady=drafted_before == (cost.num_draft_steps > 0))
+        self._last_drafted = outcomes[-1].cost.num_draft_steps > 0
 
     def _learn_from(self, drafts: Sequence[RoundOutcome], decision: Decision) -> None:
         is_whole = not decision.plan.min_confidences
@@ -386,13 +388,12 @@ class AdaptiveDraftLength:
     def _charge(self, outcome: RoundOutcome, outlook: Outlook) -> None:
         """Take from the credit what the draft cost more than plain decoding, in tokens, and add
         what it won. A clock's hiccup is not charged: at most twice what is known, and a round."""
-        cost = outcome.cost
-        extra = outlook.rate * (cost.draft_s + cost.verify_s - outlook.pass_s)
+        cost, curve, load = outcome.cost, outlook.curve, self.costs.load
+        extra = outlook.rate * ((cost.draft_s + cost.verify_s) / load - outlook.pass_s)
         extra *= outcome.num_draft_steps / cost.num_draft_steps
         foreseen = outlook.loss(outcome.num_draft_tokens)
-        curve = outlook.curve
         known_s = cost.num_drafts * curve.draft_fixed + cost.num_draft_steps * curve.draft_step
-        slowness = cost.draft_s / known_s if known_s > 0.0 else 1.0
+        slowness = cost.draft_s / (known_s * load) if known_s > 0.0 else 1.0
         self._slowness = slowness if slowness > SLOW else 1.0
         lost = max(0.0, min(extra, 2.0 * foreseen + 1.0))
         self.credit = min(MOST_CREDIT, self.credit + outcome.num_accepted_tokens - lost)

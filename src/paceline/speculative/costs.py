@@ -14,6 +14,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paceline.config import check_range
 from paceline.errors import ConfigError
@@ -49,6 +50,10 @@ UNKNOWN_OVERHEAD = 0.01
 NUM_RECENT = 5
 """Two hiccups in five samples leave the median alone."""
 
+ESTABLISHED, LEAST_LOAD = 16, 1.3
+"""After 16 samples a cell is believed, and what differs from it by so much is taken for
+load."""
+
 LEAST_RATE, LARGEST_STEP = 0.2, 0.5
 """A cell goes a fifth of the way to its median in a round, a tenth of itself at most."""
 
@@ -71,7 +76,7 @@ as long as deciding, and less changes no decision."""
 
 USUAL_STEPS = 4
 
-FORMAT = 1
+FORMAT = 2
 FIELDS = ("format", "known", "seed", "draft", "overhead", "buckets")
 BUCKET_FIELDS = ("key", "parent", "draft", "cells")
 
@@ -223,19 +228,25 @@ class Bucket:
         base = self.parent.passes(max_rows)
         if self._scaled is not base or len(self._passes) <= max_rows:
             self._scaled = base
-            known = sorted(rows for rows in self.cells if rows < len(base))
             seconds = np.array(base)
+            known = sorted(rows for rows in self.cells if rows < len(base))
             if known:
-                factors = [self.cells[rows].seconds / base[rows] for rows in known]
+                cells = [self.cells[rows] for rows in known]
+                factors = _believed(cells, seconds[known])
                 seconds *= np.interp(np.arange(len(base)), known, factors)
             self._passes = np.minimum.accumulate(seconds[::-1])[::-1].tolist()
         return self._passes
 
-    def observe(self, rows: int, seconds: float, is_steady: bool) -> bool:
-        """Learn from a pass; whether what is known of passes has changed enough to tell."""
+    def cell(self, rows: int) -> Cell:
+        """What is known of passes of so many rows."""
         cell = self.cells.get(rows)
         if cell is None:
             cell = self.cells[rows] = Cell(self.passes(rows)[rows])
+        return cell
+
+    def observe(self, rows: int, seconds: float, is_steady: bool) -> bool:
+        """Learn from a pass; whether what is known of passes has changed enough to tell."""
+        cell = self.cell(rows)
         if not is_steady and seconds > cell.seconds:
             return False
         cell.observe(seconds)
@@ -247,14 +258,32 @@ class Bucket:
     def to_dict(self) -> dict[str, Any]:
         return {
             "draft": [self.draft.fixed, self.draft.slope],
-            "cells": [[rows, cell.seconds] for rows, cell in sorted(self.cells.items())],
+            "cells": [
+                [rows, cell.seconds, min(cell.count, ESTABLISHED)]
+                for rows, cell in sorted(self.cells.items())
+            ],
         }
+
+
+def _believed(cells: Sequence[Cell], base: NDArray[np.float64]) -> NDArray[np.float64]:
+    """By what to multiply the base of each cell: less by what few samples say of it than by what
+    many say of others, for these few may have come while something else ran."""
+    factors = np.array([cell.seconds for cell in cells]) / base
+    trust = np.array([min(cell.count, ESTABLISHED) for cell in cells]) / ESTABLISHED
+    if not trust.any():
+        return factors
+    usual = trust @ factors / trust.sum()
+    return trust * factors + (1.0 - trust) * usual
 
 
 class CostModel:
     """Seconds of passes, drafts and overhead: `observe` each round, ask for a `curve`.
 
     Shared by all sequences of an engine, and worth keeping for the next start.
+
+    `load` is how much longer than usual passes of all shapes take at present, because of what else
+    runs on the machine. Costs are learned, and told, without it: it changes no decision, and a
+    shape that happened to run under load only must not look dear beside one that did not.
 
     Args:
         passes: seconds by rows, measured on this machine; none if there was no calibration.
@@ -270,6 +299,8 @@ class CostModel:
     ) -> None:
         self.is_known = bool(passes)  # enough to compare draft lengths
         self.has_drafted = False
+        self.load = 1.0
+        self._recent = [1.0] * NUM_RECENT
         self._first: list[float] = []
         self._version = self._rounds = 0
         self._last: RoundCost | None = None
@@ -353,21 +384,34 @@ class CostModel:
         bucket = self._bucket(cost.context_length.bit_length(), cost.num_sequences)
         is_plain = cost.num_rows == cost.num_sequences
         bucket.since_plain = 0 if is_plain else bucket.since_plain + 1
-        changed = is_usable(cost.verify_s) and bucket.observe(
-            cost.num_rows, cost.verify_s, is_steady
-        )
+        changed = False
+        if is_usable(cost.verify_s):
+            cell = bucket.cell(cost.num_rows)
+            if is_steady and cell.count >= ESTABLISHED:
+                self._follow_load(cost.verify_s / cell.seconds)
+            changed = bucket.observe(cost.num_rows, cost.verify_s / self.load, is_steady)
         if cost.num_draft_steps and is_usable(cost.draft_s):
             self.has_drafted = True
-            if is_steady or cost.draft_s < bucket.draft.seconds(
-                cost.num_drafts, cost.num_draft_steps
-            ):
-                bucket.draft.observe(cost.num_drafts, cost.num_draft_steps, cost.draft_s)
-            changed |= moved(bucket.draft, PUBLISHED * cost.verify_s)
+            changed |= self._observe_draft(bucket, cost, is_steady)
         self._rounds += 1
         if self._rounds % OVERHEAD_EVERY == 0 and is_usable(cost.overhead_s):
-            self._overhead.observe(1, cost.num_tokens, cost.overhead_s)
-            changed |= moved(self._overhead, PUBLISHED * cost.verify_s)
+            self._overhead.observe(1, cost.num_tokens, cost.overhead_s / self.load)
+            changed |= moved(self._overhead, PUBLISHED * cost.verify_s / self.load)
         self._version += changed
+
+    def _follow_load(self, ratio: float) -> None:
+        recent = self._recent
+        recent.append(ratio)
+        if len(recent) > NUM_RECENT:
+            del recent[0]
+        usual = usual_of(recent)
+        self.load = 1.0 if 1 / LEAST_LOAD < usual < LEAST_LOAD else usual
+
+    def _observe_draft(self, bucket: Bucket, cost: RoundCost, is_steady: bool) -> bool:
+        line, seconds = bucket.draft, cost.draft_s / self.load
+        if is_steady or seconds < line.seconds(cost.num_drafts, cost.num_draft_steps):
+            line.observe(cost.num_drafts, cost.num_draft_steps, seconds)
+        return moved(line, PUBLISHED * cost.verify_s / self.load)
 
     def _learn_scale(self, cost: RoundCost) -> None:
         """Without a calibration: guess all costs from the first passes, whatever their shape."""
@@ -425,10 +469,11 @@ class CostModel:
         place = whole_of(kept["parent"], "parent", -1, len(self._buckets) - 1)
         parent = self._seed if place < 0 else list(self._buckets.values())[place]
         bucket = Bucket(parent, line_of(kept["draft"], "draft"))
-        for rows, seconds in (
-            cell_of(cell, "cells") for cell in list_of(kept["cells"], "cells", MAX_ROWS)
-        ):
-            bucket.cells[rows] = Cell(seconds)
+        for kept_cell in list_of(kept["cells"], "cells", MAX_ROWS):
+            *point, count = list_of(kept_cell, "cells", 3, 3)
+            rows, seconds = cell_of(point, "cells")
+            bucket.cells[rows] = cell = Cell(seconds)
+            cell.count = whole_of(count, "samples of a cell", 0, ESTABLISHED)
         self._buckets[context, sequences] = bucket
 
 

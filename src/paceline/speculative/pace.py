@@ -26,12 +26,12 @@ STANDS_S = DECISION_S / DECISION_SHARE
 
 MOST_ROUNDS = 32
 
-PATIENCE = 1.5
-"""A decision no longer stands once its rounds have emitted so many drafts' worth of tokens less than
-was expected."""
+PATIENCE = 1.9
+"""A decision no longer stands once its rounds fell short of what was expected by as much as so many
+wholly wrong drafts."""
 
 OPENING_USES = 16
-"""An opening serves so many answers."""
+"""An opening serves so many answers. One without a draft would teach nothing, and serves none."""
 
 KNOWN_DRAFTS = 100.0
 """So many drafts of a kind of text must have been seen before its answers share an opening."""
@@ -99,20 +99,22 @@ class PacedDraftLength:
         decision = self.policy.decision
         assert decision is not None
         is_first = context.kind not in self._standing
-        if is_first and decision.is_usual and self._may_open(decision, context):
+        if is_first and self._may_open(decision, context):
             self._openings[context.kind] = Opening(decision)
         return decision
 
     def _may_open(self, decision: Decision, context: DraftContext) -> bool:
+        drafts = decision.is_usual and decision.plan.max_draft_tokens > 0
         is_short = decision.outlook.plain_s * MOST_ROUNDS < STANDS_S
-        profile = self.policy.profiles.of(context.kind)
-        return is_short and profile.counts[0] >= KNOWN_DRAFTS
+        return (
+            drafts and is_short and self.policy.profiles.of(context.kind).counts[0] > KNOWN_DRAFTS
+        )
 
     def _stand(self, decision: Decision) -> None:
         assert self._kind is not None
         self._standing[self._kind] = decision
         self._time_left = STANDS_S
-        self._patience = PATIENCE * decision.plan.max_draft_tokens
+        self._patience = PATIENCE * (decision.plan.expected_tokens - 1.0)
 
     def plan_round(
         self, policies: Sequence[DraftLengthPolicy], contexts: Sequence[DraftContext]

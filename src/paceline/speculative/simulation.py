@@ -27,6 +27,7 @@ from paceline.speculative.costs import CostModel, between
 
 CONTEXT_LENGTH = 256
 HICCUP = 3.0
+BUSY_SAMPLES = 120  # three a round
 
 Seed = int | Sequence[int]
 Profile = tuple[float, ...]
@@ -46,6 +47,8 @@ class Machine:
         draft_fixed: cost of a draft however short it is.
         noise: standard deviation of the logarithm of each measured time.
         hiccups: share of measured times that are three times as long.
+        busy: share of the time in which all that is measured takes three times as long, for some
+            40 rounds each.
         pass_s: seconds of a pass of one row.
     """
 
@@ -56,6 +59,7 @@ class Machine:
     overhead: float = 0.01
     noise: float = 0.0
     hiccups: float = 0.0
+    busy: float = 0.0
     pass_s: float = 0.05
 
     def verify_s(self, rows: int) -> float:
@@ -232,6 +236,9 @@ def _round(
 def _noise(machine: Machine, generator: np.random.Generator, count: int) -> Iterator[float]:
     factors = np.exp(machine.noise * generator.standard_normal(count))
     factors[generator.random(count) < machine.hiccups] *= HICCUP
+    if machine.busy:
+        spans = generator.random(count // BUSY_SAMPLES + 1) < machine.busy
+        factors[np.repeat(spans, BUSY_SAMPLES)[:count]] *= HICCUP
     return iter(factors.tolist())
 
 
