@@ -107,11 +107,7 @@ class Tokenizer:
         control_texts = _unreachable_texts(added, vocabulary)
         self.control_ids = frozenset(vocabulary[text] for text in control_texts)
         """All ids that text can never become, those without a field in `control` included."""
-        texts = _texts_by_id(vocabulary)
-        self._bytes = _Joined(
-            b"" if text in control_texts else _token_bytes(text) for text in texts
-        )
-        self._texts = _Joined(text.encode(errors="surrogatepass") for text in texts)
+        self._texts = _Joined(map(_utf8, _texts_by_id(vocabulary)))
         self._encoder = _text_encoder(document, vocabulary, control_texts)
         self._check_round_trip()
 
@@ -152,13 +148,14 @@ class Tokenizer:
 
         Empty for control tokens and for ids past the vocabulary (rows that pad a model's head).
         """
-        return self._bytes[token_id] if token_id < len(self._bytes) else b""
+        if token_id in self.control_ids:
+            return b""
+        text = self.token_text(token_id)
+        return BYTE_TOKENS.get(text) or text.replace(SPACE, " ").encode()
 
     def token_text(self, token_id: int) -> str:
         """The token as the file spells it, control tokens too; "" past the vocabulary."""
-        if token_id >= len(self._texts):
-            return ""
-        return self._texts[token_id].decode(errors="surrogatepass")
+        return self._texts[token_id].decode() if token_id < len(self._texts) else ""
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of some tokens; bytes that are no UTF-8 become U+FFFD."""
@@ -342,11 +339,9 @@ def _texts_by_id(vocabulary: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _token_bytes(text: str) -> bytes:
-    if text in BYTE_TOKENS:
-        return BYTE_TOKENS[text]
+def _utf8(text: str) -> bytes:
     try:
-        return text.replace(SPACE, " ").encode()
+        return text.encode()
     except UnicodeEncodeError as error:
         raise CheckpointError(f"token {text!r} is not valid Unicode.") from error
 
