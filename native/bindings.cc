@@ -24,6 +24,7 @@
 #include "paceline/bandwidth.h"
 #include "paceline/drafter.h"
 #include "paceline/errors.h"
+#include "paceline/file_range.h"
 #include "paceline/gemma4.h"
 #include "paceline/kernels.h"
 #include "paceline/kv_cache.h"
@@ -160,14 +161,13 @@ std::vector<std::string> isa_names() {
 
 // ---- Target, cache and drafter ----
 
-// The array stays alive as long as somebody reads rows from it.
-Tensor to_tensor(const std::string& name, const std::string& dtype, const Bytes& data) {
-  return Tensor{name, dtype, data.data(), data.size(), std::make_shared<Bytes>(data)};
-}
+using File = std::shared_ptr<const FileRange>;
 
+// The array stays alive as long as somebody reads rows from it.
 template <class Model>
-void load(Model& model, const std::string& name, const std::string& dtype, const Bytes& data) {
-  const Tensor tensor = to_tensor(name, dtype, data);
+void load(Model& model, const std::string& name, const std::string& dtype, const Bytes& data,
+          const File& file) {
+  const Tensor tensor{name, dtype, data.data(), data.size(), std::make_shared<Bytes>(data), file};
   nb::gil_scoped_release unlocked;
   model.load(tensor);
 }
@@ -283,7 +283,7 @@ class PairedDrafter {
 
   Draft draft(const Cache& cache, const DraftRequest& request) {
     if (!is_complete_) refuse("finish() comes before draft().");
-    if (target_.embeddings().data == nullptr) refuse("the target has no weights yet.");
+    if (!target_.embeddings().is_loaded()) refuse("the target has no weights yet.");
     check_cache(&cache, target_);
     nb::gil_scoped_release unlocked;
     return inner_.draft(*cache.inner, request);
@@ -418,9 +418,16 @@ template <class Model>
 void bind_weights(nb::class_<Model>& model) {
   model
       .def("load", &load<Model>, "name"_a, "dtype"_a, "data"_a.noconvert(),
-           "Give one tensor as it lies in a file, under its name in paceline.checkpoint.names.")
+           "file"_a.none() = nb::none(),
+           "Give one tensor as it lies in a file, under its name in paceline.checkpoint.names.\n\n"
+           "Rows that tokens need later are read from `file`, else from `data`.")
       .def("finish", &Model::finish, "ValueError names what was not loaded.")
       .def_prop_ro("weight_bytes", &Model::weight_bytes, "Bytes of packed weights in memory.");
+}
+
+void bind_files(nb::module_& module) {
+  nb::class_<FileRange>(module, "FileRange", "A tensor's place in an open file.")
+      .def(nb::init<int, std::int64_t, std::string>(), "descriptor"_a, "start"_a, "path"_a);
 }
 
 void bind_target(nb::module_& module) {
@@ -523,8 +530,10 @@ NB_MODULE(_native, module) {
   module.def("multiply", &multiply, "dtype"_a, "data"_a.noconvert(), "outputs"_a, "inner"_a,
              "x"_a.noconvert(), "Outputs [M, outputs] of one linear layer for rows x [M, inner].");
   nb::exception<NotFiniteError>(module, "NotFiniteError", PyExc_ValueError);
+  nb::exception<ReadError>(module, "ReadError", PyExc_OSError);
   bind_pool(module);
   bind_shapes(module);
+  bind_files(module);
   bind_target(module);
   bind_drafter(module);
   bind_texts(module);

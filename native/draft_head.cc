@@ -1,7 +1,6 @@
 #include "paceline/draft_head.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <numeric>
 #include <stdexcept>
@@ -81,7 +80,7 @@ std::size_t DraftHead::load_embedding(const Tensor& tensor) {
   check_matrix(tensor, vocab_size_, hidden_size_);
   if (is_ordered_) return pack_in_order(tensor);
   waiting_ = tensor;
-  if (!tensor.owner) {
+  if (!tensor.owner && !tensor.file) {
     const auto copy =
         std::make_shared<std::vector<std::uint8_t>>(tensor.data, tensor.data + tensor.size);
     waiting_.data = copy->data();
@@ -112,37 +111,40 @@ std::size_t DraftHead::load_order(const Tensor& tensor) {
   }
   is_ordered_ = true;
   std::size_t bytes = 2 * order_.size() * sizeof(std::int32_t);
-  if (waiting_.data != nullptr) bytes += pack_in_order(std::exchange(waiting_, {}));
+  if (waiting_.size > 0) bytes += pack_in_order(std::exchange(waiting_, {}));
   return bytes;
 }
 
 std::size_t DraftHead::pack_in_order(const Tensor& tensor) {
   const WeightType type = parse_weight_type(tensor);
-  const std::size_t row_bytes = source_row_bytes(type, hidden_size_);
+  const RowTable table = rows_of(tensor, type, vocab_size_, hidden_size_);
+  const std::size_t row_bytes = table.row_bytes();
   const std::size_t size = panel_bytes(type, hidden_size_);
   const int panels = num_panels(vocab_size_);
   AlignedBytes packed(static_cast<std::size_t>(panels) * size);
   std::vector<std::uint8_t> gathered(workers_.size() * kPanelRows * row_bytes);
-  std::atomic<bool> all_finite = true;
+  const auto pack_one = [&](int panel, std::uint8_t* rows) {
+    const int count = std::min(kPanelRows, vocab_size_ - panel * kPanelRows);
+    for (int r = 0; r < count; ++r) {
+      std::uint8_t* row = rows + static_cast<std::size_t>(r) * row_bytes;
+      table.read(order_[static_cast<std::size_t>(panel * kPanelRows + r)], row);
+      if (is_finite_row(type, row, hidden_size_)) continue;
+      throw NotFiniteError(tensor.name + " holds an infinity or NaN");
+    }
+    pack_panels(type, rows, count, hidden_size_, 0, 1,
+                packed.data() + static_cast<std::size_t>(panel) * size);
+  };
+  Failure failure;
   pool_.run([&](Worker& worker) {
     std::uint8_t* rows =
         gathered.data() + static_cast<std::size_t>(worker.index()) * kPanelRows * row_bytes;
     worker.for_each(panels, 1, [&](int first, int end) {
-      for (int p = first; p < end; ++p) {
-        const int count = std::min(kPanelRows, vocab_size_ - p * kPanelRows);
-        for (int r = 0; r < count; ++r) {
-          const auto token =
-              static_cast<std::size_t>(order_[static_cast<std::size_t>(p * kPanelRows + r)]);
-          std::uint8_t* row = rows + static_cast<std::size_t>(r) * row_bytes;
-          std::memcpy(row, tensor.data + token * row_bytes, row_bytes);
-          if (!is_finite_row(type, row, hidden_size_)) all_finite = false;
-        }
-        pack_panels(type, rows, count, hidden_size_, 0, 1,
-                    packed.data() + static_cast<std::size_t>(p) * size);
-      }
+      failure.guard([&] {
+        for (int p = first; p < end; ++p) pack_one(p, rows);
+      });
     });
   });
-  if (!all_finite) throw NotFiniteError(tensor.name + " holds an infinity or NaN");
+  failure.rethrow();
   bytes_ = std::move(packed);
   matrix_ = {type, vocab_size_, hidden_size_, bytes_.data()};
   return bytes_.size();

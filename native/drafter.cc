@@ -87,6 +87,7 @@ Draft Drafter::draft(const KVCache& cache, const DraftRequest& request) {
       project_back(worker);
     }
   });
+  failure_.rethrow();
   return draft;
 }
 
@@ -126,7 +127,9 @@ void Drafter::quantize_input() {
 }
 
 void Drafter::embed(std::int64_t token) {
-  kernels_.ops.embed(embeddings_.type, embeddings_.row(token), embedding_scale_,
+  embedding_bytes_.resize(embeddings_.row_bytes());
+  embeddings_.read(token, embedding_bytes_.data());
+  kernels_.ops.embed(embeddings_.type, embedding_bytes_.data(), embedding_scale_,
                      shape_.target_hidden_size, input_.view(1, 1).values);
 }
 
@@ -192,7 +195,7 @@ void Drafter::take(Drawn drawn, const DraftRequest& request, Draft& draft) {
   const std::vector<std::int64_t>& ends = request.end_token_ids;
   stopped_ = std::find(ends.begin(), ends.end(), drawn.token) != ends.end() ||
              draft.tokens.size() == static_cast<std::size_t>(request.max_draft_tokens);
-  if (!stopped_) embed(drawn.token);
+  if (!stopped_) stopped_ = !failure_.guard([&] { embed(drawn.token); });
 }
 
 }  // namespace paceline

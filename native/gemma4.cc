@@ -117,6 +117,8 @@ void Target::finish() {
   require(!is_quantized(per_layer_rows_.type) || shape_.per_layer_size % kBlockColumns == 0,
           "embed_tokens_per_layer.weight is quantised, but ", shown(shape_.per_layer_size),
           " numbers per layer are no multiple of 32");
+  embedding_bytes_ = AlignedBytes(kMaxRows * embedding_rows_.row_bytes());
+  per_layer_bytes_ = AlignedBytes(kMaxRows * per_layer_rows_.row_bytes());
   is_complete_ = true;
 }
 
@@ -182,16 +184,17 @@ void Target::forward(std::span<const SequenceRows> sequences, const PassOutput& 
 
 void Target::start_chunk() {
   spans_.clear();
-  kept_rows_.clear();
   num_candidates_.clear();
   for (RowSet* set : {&all_, &kept_}) {
     set->token_ids.clear();
     set->positions.clear();
+    set->places.clear();
     for (auto& visible : set->first_visible) visible.clear();
   }
 }
 
 void Target::add_row(RowSet& set, std::int32_t token_id, std::int64_t position) const {
+  set.places.push_back(all_.num_rows());
   set.token_ids.push_back(token_id);
   set.positions.push_back(position);
   for (std::size_t w = 0; w < windows_.size(); ++w) {
@@ -209,7 +212,6 @@ int Target::add_rows(const SequenceRows& rows, int begin) {
   for (int i = 0; i < count; ++i) {
     const std::int32_t id = rows.token_ids[begin + i];
     if (begin + i >= rows.num_rows - rows.num_outputs) {
-      kept_rows_.push_back(all_.num_rows());
       num_candidates_.push_back(rows.num_candidates);
       add_row(kept_, id, position + i);
       ++spans_.back().num_kept;
@@ -238,19 +240,31 @@ void Target::point_spans(RowSet& set, int first_layer, int end_layer, bool kept)
   }
 }
 
+// Here and not on the workers, which cannot throw.
+void Target::read_rows() {
+  const std::size_t size = per_layer_rows_.row_bytes();
+  for (std::size_t i = 0; i < all_.token_ids.size(); ++i) {
+    const std::int32_t id = all_.token_ids[i];
+    embedding_rows_.read(id, embedding_bytes_.data() + i * embedding_rows_.row_bytes());
+    if (!shape_.per_layer_size) continue;
+    std::uint8_t* row = per_layer_bytes_.data() + i * size;
+    per_layer_rows_.read(id, row);
+    if (!is_finite_row(per_layer_rows_.type, row, per_layer_rows_.columns)) {
+      throw NotFiniteError("embed_tokens_per_layer.weight");
+    }
+  }
+}
+
 void Target::run_chunk(const PassOutput& output, int first_output) {
+  read_rows();
   const int owner = last_owner(), end = drops_rows() ? owner + 1 : num_layers();
   point_spans(all_, 0, end, false);
   if (drops_rows()) point_spans(kept_, owner, num_layers(), true);
   head_scratch_.reserve(pool_.num_threads(), kept_.num_rows(), output.num_candidates);
-  rows_are_finite_.store(true, std::memory_order_relaxed);
   pool_.run([&](Worker& worker) {
     run_layers(worker);
-    if (kept_.num_rows() > 0 && rows_are_finite_.load(std::memory_order_relaxed)) {
-      write_outputs(worker, output, first_output);
-    }
+    if (kept_.num_rows() > 0) write_outputs(worker, output, first_output);
   });
-  if (!rows_are_finite_) throw NotFiniteError("embed_tokens_per_layer.weight");
   for (const Span& span : spans_) span.cache->advance(span.num_rows);
 }
 
@@ -260,7 +274,6 @@ void Target::run_layers(Worker& worker) {
   const bool drops = drops_rows();
   const int owner = last_owner();
   start_rows(worker, all_, true, 0);
-  if (!rows_are_finite_.load(std::memory_order_relaxed)) return;
   per_layer_inputs(worker, all_, 0, drops ? owner : num_layers());
   for (int layer = 0; layer < (drops ? owner : num_layers()); ++layer) {
     run_layer(worker, kernels_, workspace_, layer_call(all_, layer));
@@ -289,12 +302,13 @@ void Target::start_rows(Worker& worker, const RowSet& set, bool with_rope, int n
 }
 
 void Target::embed_row(int row, const RowSet& set, int norm_layer) const {
-  const std::int32_t id = set.token_ids[static_cast<std::size_t>(row)];
+  const auto place = static_cast<std::size_t>(set.places[static_cast<std::size_t>(row)]);
   const int hidden = shape_.hidden_size;
   const Activations embedded = embedded_.view(set.num_rows(), hidden);
   const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(row) * hidden;
-  kernels_.ops.embed(embedding_rows_.type, embedding_rows_.row(id), shape_.embedding_scale, hidden,
-                     embedded.values + at);
+  kernels_.ops.embed(embedding_rows_.type,
+                     embedding_bytes_.data() + place * embedding_rows_.row_bytes(),
+                     shape_.embedding_scale, hidden, embedded.values + at);
   // Rows that were kept are in the stream already, further along.
   if (&set == &all_) std::copy_n(embedded.values + at, hidden, workspace_.x() + at);
   if (shape_.per_layer_size && is_quantized(per_layer_model_projection_.type)) {
@@ -313,12 +327,6 @@ void Target::rope_rows(int row, const RowSet& set) {
   };
   write(sliding_rope_, shape_.sliding_frequencies);
   write(global_rope_, shape_.global_frequencies);
-  if (shape_.per_layer_size) {
-    const std::int32_t id = set.token_ids[static_cast<std::size_t>(row)];
-    if (!is_finite_row(per_layer_rows_.type, per_layer_rows_.row(id), per_layer_rows_.columns)) {
-      rows_are_finite_.store(false, std::memory_order_relaxed);
-    }
-  }
 }
 
 // What each layer adds of the token itself (reference section 2.3).
@@ -343,14 +351,15 @@ void Target::per_layer_inputs(Worker& worker, const RowSet& set, int first_layer
 
 void Target::per_layer_input(int row, const RowSet& set, int layer, int worker) const {
   const int size = shape_.per_layer_size;
-  const std::int32_t id = set.token_ids[static_cast<std::size_t>(row)];
+  const auto place = static_cast<std::size_t>(set.places[static_cast<std::size_t>(row)]);
+  const std::uint8_t* bytes = per_layer_bytes_.data() + place * per_layer_rows_.row_bytes();
   float* context =
       per_layer_.as<float>() + (static_cast<std::ptrdiff_t>(row) * num_layers() + layer) * size;
   float* token = per_layer_scratch_.as<float>() + static_cast<std::ptrdiff_t>(worker) * size;
   kernels_.ops.scale(context, 1.0f / std::sqrt(static_cast<float>(shape_.hidden_size)), size);
   kernels_.ops.rms_norm(context, per_layer_projection_norm_, shape_.rms_norm_eps, size, context);
   kernels_.ops.embed(per_layer_rows_.type,
-                     per_layer_rows_.row(id) + source_row_bytes(per_layer_rows_.type, layer * size),
+                     bytes + source_row_bytes(per_layer_rows_.type, layer * size),
                      shape_.per_layer_scale, size, token);
   kernels_.ops.add(token, kPerLayerSumScale, size, context);
 }
@@ -358,8 +367,8 @@ void Target::per_layer_input(int row, const RowSet& set, int layer, int worker) 
 // Rows with outputs move to the front, in order: none lands on one that is still to move.
 void Target::keep_rows() {
   const auto move = [&](float* table, int size) {
-    for (std::size_t i = 0; i < kept_rows_.size(); ++i) {
-      const auto from = static_cast<std::size_t>(kept_rows_[i]);
+    for (std::size_t i = 0; i < kept_.places.size(); ++i) {
+      const auto from = static_cast<std::size_t>(kept_.places[i]);
       if (from == i) continue;
       const auto floats = static_cast<std::size_t>(size);
       std::copy_n(table + from * floats, floats, table + i * floats);

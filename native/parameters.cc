@@ -30,6 +30,17 @@ bool any_has(const std::uint8_t* from, std::size_t count, std::size_t stride, Bi
 
 }  // namespace
 
+RowTable rows_of(const Tensor& tensor, WeightType type, int num_rows, int columns) {
+  if (tensor.file) return {type, num_rows, columns, nullptr, nullptr, tensor.file};
+  return {type, num_rows, columns, tensor.data, tensor.owner};
+}
+
+void RowTable::read(std::int64_t index, std::uint8_t* to) const {
+  const std::size_t size = row_bytes(), offset = static_cast<std::size_t>(index) * size;
+  if (file) return file->read(offset, size, to);
+  std::memcpy(to, data + offset, size);
+}
+
 WeightType parse_weight_type(const Tensor& tensor) {
   constexpr const char* kNames[] = {"Q4_0", "Q8_0", "BF16", "F16", "F32"};
   for (int i = 0; i < 5; ++i) {
@@ -123,14 +134,14 @@ void Parameters::embedding(const std::string& name, int outputs, int inner, Matr
   matrix(name, outputs, inner, to);
   custom(name, [=, pack_matrix = expected_[name], &rows](const Tensor& tensor) {
     const std::size_t bytes = pack_matrix(tensor);
-    rows = {parse_weight_type(tensor), outputs, inner, tensor.data, tensor.owner};
+    rows = rows_of(tensor, parse_weight_type(tensor), outputs, inner);
     return bytes;
   });
 }
 
 void Parameters::row_table(const std::string& name, int num_rows, int columns, RowTable& to) {
   custom(name, [=, &to](const Tensor& tensor) {
-    to = {check_matrix(tensor, num_rows, columns), num_rows, columns, tensor.data, tensor.owner};
+    to = rows_of(tensor, check_matrix(tensor, num_rows, columns), num_rows, columns);
     return std::size_t{0};
   });
 }

@@ -92,7 +92,7 @@ def converted(weights: Weights, dtype: FileDtype, *, of_drafter: bool = False) -
 
 def _converted(weight: Weight, dtype: FileDtype, of_drafter: bool) -> Weight:
     if weight.spec.kind == "token_ordering":
-        return replace(weight, data=np.array(weight.data), forget=lambda: None)
+        return replace(weight, data=np.array(weight.data), file=None)
     kind = stored_dtype(weight.spec, dtype, of_drafter=of_drafter)
     values = dequantise(as_bytes(weight.data), weight.dtype)
     if weight.spec.name.endswith("q_norm.weight"):
@@ -100,7 +100,7 @@ def _converted(weight: Weight, dtype: FileDtype, of_drafter: bool) -> Weight:
     data = quantise(values, kind)
     if kind not in BLOCK_BYTES:
         data = data.view({"BF16": "<u2", "F32": "<f4"}[kind]).reshape(weight.spec.shape)
-    return replace(weight, dtype=kind, data=data, forget=lambda: None)
+    return replace(weight, dtype=kind, data=data, file=None)
 
 
 @cache

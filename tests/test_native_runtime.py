@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,9 +29,9 @@ from paceline.errors import CacheError, CheckpointError, ConfigError
 from paceline.loading import SHIPPED_FILE, choose_runtime, load_pair, read_outline
 from paceline.memory import native_kv_bytes, packed_bytes, plan_memory
 from paceline.runtime.native import load
-from paceline.runtime.protocols import Rows
+from paceline.runtime.protocols import DraftRequest, Rows
 from paceline.runtime.torch.layers import rope_frequencies
-from paceline.sampling import Sampler, SamplingParams
+from paceline.sampling import DrawRule, Sampler, SamplingParams
 from shipped import native_pair
 
 EMBEDDING = "embed_tokens.weight"
@@ -315,7 +318,8 @@ print(held, target.inner.weight_bytes // 1024)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_loading_leaves_no_file_in_memory():
     """Pages of the file are given back as soon as a tensor is packed. What remains besides the
-    weights are the workspace for 128 rows, a few MB, and the last page of each tensor."""
+    weights are small tables, the workspace for 128 rows, a few MB, and the last page of each
+    tensor."""
     path = SHIPPED_FILE
     run = subprocess.run(
         [sys.executable, "-c", LOAD_AND_REPORT, str(path)],
@@ -324,34 +328,102 @@ def test_loading_leaves_no_file_in_memory():
         text=True,
     )
     held, weights = map(int, run.stdout.split())
+    tables = 8192 * (256 + 640) * 34 // 32 // 1024
     file = path.stat().st_size // 1024
-    assert held < weights + 6144 < weights + file // 2
+    assert held < weights + tables + 6144 < weights + file
 
 
-@pytest.mark.parametrize("large", [EMBEDDING, PER_LAYER])
-def test_rows_that_were_read_are_given_back(large, monkeypatch):
-    """A page of a table that a row was read from keeps its neighbours in memory too, and matters
-    where the table is large."""
-    forgotten = []
+# Rows that stay in the file
 
-    def count(weight):
-        return replace(weight, forget=lambda: forgotten.append(weight.spec.name))
 
-    weights = stored("e2b", "Q8_0").target_weights
-    sizes = {x.spec.name: x.num_bytes for x in weights.tensors}
-    monkeypatch.setattr(load, "SMALL_TABLE", sizes[large] - 1)
-    expected = [x for x in (EMBEDDING, PER_LAYER) if sizes[x] >= sizes[large]]
-    assert large in expected
-    for name in (EMBEDDING, PER_LAYER):
-        weights = with_tensor(weights, name, count)
-    target = load_target(weights)
-    forgotten.clear()
-    cache = target.new_cache(500, 4)
-    times = 0
-    for length, given_back in ((1, 0), (14, 0), (1, 1), (130, 1), (15, 0), (2, 1), (128, 1)):
-        target.forward([Rows(cache=cache, token_ids=pairs.tokens(length))])
-        times += given_back
-        assert forgotten == times * expected
+@pytest.fixture
+def no_small_tables(monkeypatch):
+    monkeypatch.setattr(load, "SMALL_TABLE", 0)
+
+
+def copied(dtype, folder):
+    """The pair's files, to be damaged."""
+    return [Path(shutil.copy(file, folder)) for file in files(dtype)]
+
+
+def answer(pair):
+    """Logits of a prompt in two pieces, and a draft."""
+    tokens = pairs.tokens(140)
+    cache = pair.target.new_cache(200, 4)
+    pair.target.forward([Rows(cache=cache, token_ids=tokens[:133])])
+    (output,) = pair.target.forward([Rows(cache=cache, token_ids=tokens[133:], num_outputs=7)])
+    (draft,) = pair.drafter.draft([request(cache, output)])
+    return output.logits.tobytes(), draft
+
+
+def request(cache, output, last_token=9):
+    return DraftRequest(
+        last_token=last_token,
+        hidden=output.hidden[-1],
+        cache=cache,
+        max_draft_tokens=4,
+        draw=DrawRule(temperature=0.0, seed=0),
+    )
+
+
+@pytest.mark.parametrize("path", ["folder", "Q4_0", "Q8_0", "BF16", "F32"])
+def test_rows_from_the_file_are_those_in_memory(path, monkeypatch):
+    target = source().target.path if path == "folder" else files(path)[0]
+    in_memory = answer(load_pair(target, threads=1))
+    monkeypatch.setattr(load, "SMALL_TABLE", 0)
+    assert answer(load_pair(target, threads=1)) == in_memory
+
+
+def test_a_file_that_is_cut_short_is_an_error_and_no_crash(no_small_tables, tmp_path):
+    file, _ = copied("Q8_0", tmp_path)
+    pair = load_pair(file, threads=1)
+    cache = pair.target.new_cache(40, 4)
+    (output,) = pair.target.forward([Rows(cache=cache, token_ids=[5, 6], num_outputs=1)])
+    os.truncate(file, 4096)
+    message = rf"cannot read {re.escape(str(file))}: it is shorter .* restore it"
+    with pytest.raises(CheckpointError, match=message):
+        pair.target.forward([Rows(cache=cache, token_ids=[7, 8])])
+    assert cache.length == 2
+    with pytest.raises(CheckpointError, match=message):
+        pair.drafter.draft([request(cache, output)])
+
+
+def test_small_tables_need_no_file(tmp_path):
+    file, _ = copied("Q8_0", tmp_path)
+    pair = load_pair(file, threads=1)
+    expected = answer(pair)
+    os.truncate(file, 4096)
+    assert answer(pair) == expected
+
+
+def test_another_file_of_that_name_changes_nothing(no_small_tables, tmp_path):
+    file, _ = copied("Q8_0", tmp_path)
+    pair = load_pair(file, threads=1)
+    expected = answer(pair)
+    file_of_zeros(tmp_path, file.stat().st_size).replace(file)
+    assert answer(pair) == expected
+
+
+def file_of_zeros(folder, size):
+    path = Path(folder, "zeros")
+    path.write_bytes(bytes(size))
+    return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_files_are_open_as_long_as_their_target(no_small_tables, tmp_path):
+    file, drafter = copied("Q8_0", tmp_path)
+
+    def opened():
+        places = [os.path.realpath(place) for place in Path("/proc/self/fd").iterdir()]
+        return places.count(str(file.resolve())), places.count(str(drafter.resolve()))
+
+    pair = load_pair(file, threads=1)
+    gc.collect()
+    assert opened() == (2, 0)  # one for each table
+    del pair
+    gc.collect()
+    assert opened() == (0, 0)
 
 
 # Candidates

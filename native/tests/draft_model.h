@@ -12,8 +12,6 @@
 
 namespace paceline::testing {
 
-constexpr const char* kDtypes[] = {"Q4_0", "Q8_0", "BF16", "F16", "F32"};
-
 // Rows as they lie in a file, and the numbers that they hold.
 struct FileMatrix {
   WeightType type;

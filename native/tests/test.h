@@ -11,6 +11,8 @@
 
 namespace paceline::testing {
 
+inline constexpr const char* kDtypes[] = {"Q4_0", "Q8_0", "BF16", "F16", "F32"};
+
 struct Test {
   const char* name;
   void (*body)();

@@ -21,7 +21,6 @@ enum class Geometry { per_layer, dense, experts };
 
 inline constexpr Geometry kGeometries[] = {Geometry::per_layer, Geometry::dense, Geometry::experts};
 inline const char* kGeometryNames[] = {"per_layer", "dense", "experts"};
-inline const char* kDtypes[] = {"Q4_0", "Q8_0", "BF16", "F16", "F32"};
 
 inline std::vector<float> frequencies(int head_dim, float base, double fraction) {
   std::vector<float> all(static_cast<std::size_t>(head_dim / 2), 0.0f);

@@ -30,6 +30,9 @@ def multiply(
 class NotFiniteError(ValueError):
     pass
 
+class ReadError(OSError):
+    pass
+
 class Pool:
     """Threads that run a pass together; the caller is one of them."""
 
@@ -110,6 +113,11 @@ class Shape:
     @property
     def layers(self) -> list[LayerShape]: ...
 
+class FileRange:
+    """A tensor's place in an open file."""
+
+    def __init__(self, descriptor: int, start: int, path: str) -> None: ...
+
 class Cache:
     """Keys and values of one sequence."""
 
@@ -166,9 +174,12 @@ class Target:
         data: Annotated[
             NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)
         ],
+        file: FileRange | None = None,
     ) -> None:
         """
         Give one tensor as it lies in a file, under its name in paceline.checkpoint.names.
+
+        Rows that tokens need later are read from `file`, else from `data`.
         """
 
     def finish(self) -> None:
@@ -215,9 +226,12 @@ class Drafter:
         data: Annotated[
             NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)
         ],
+        file: FileRange | None = None,
     ) -> None:
         """
         Give one tensor as it lies in a file, under its name in paceline.checkpoint.names.
+
+        Rows that tokens need later are read from `file`, else from `data`.
         """
 
     def finish(self) -> None:

@@ -8,6 +8,7 @@
 
 #include "paceline/decoder.h"
 #include "paceline/draft_head.h"
+#include "paceline/errors.h"
 #include "paceline/kv_cache.h"
 #include "paceline/parameters.h"
 
@@ -48,7 +49,8 @@ class Drafter {
   const DecoderShape& shape() const { return shape_; }
 
   // `cache` is one of the target's. Throws std::invalid_argument for a token outside the
-  // vocabulary, an empty cache or too long a draft. Callers take turns.
+  // vocabulary, an empty cache or too long a draft, and ReadError where a token's embedding cannot
+  // be read. Callers take turns.
   Draft draft(const KVCache& cache, const DraftRequest& request);
 
  private:
@@ -76,11 +78,13 @@ class Drafter {
   std::mutex turn_;
   Workspace workspace_;
   ActivationBuffer input_;  // [1][2 x D of the target]: embedding, then hidden
+  std::vector<std::uint8_t> embedding_bytes_;  // of one token, as in the file
   std::vector<float> sliding_rope_, global_rope_;
   std::vector<AttentionSpan> spans_;         // by layer
   std::vector<std::int64_t> first_visible_;  // by layer
   std::int64_t last_visible_ = 0;
   bool stopped_ = false;
+  Failure failure_;
 };
 
 }  // namespace paceline

@@ -2,7 +2,10 @@
 // std::invalid_argument.
 #pragma once
 
+#include <exception>
+#include <mutex>
 #include <stdexcept>
+#include <utility>
 
 namespace paceline {
 
@@ -10,6 +13,37 @@ namespace paceline {
 class NotFiniteError : public std::invalid_argument {
  public:
   using std::invalid_argument::invalid_argument;
+};
+
+// A file of the model cannot be read any more. The message says which, and what to do.
+class ReadError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// Carries the first error out of a pool run, whose workers must not throw.
+class Failure {
+ public:
+  // Whether `action` came to its end.
+  template <class Action>
+  bool guard(Action&& action) noexcept {
+    try {
+      action();
+      return true;
+    } catch (...) {
+      const std::lock_guard<std::mutex> turn(turn_);
+      if (!first_) first_ = std::current_exception();
+      return false;
+    }
+  }
+  // After the run. The next one begins without an error.
+  void rethrow() {
+    if (first_) std::rethrow_exception(std::exchange(first_, nullptr));
+  }
+
+ private:
+  std::mutex turn_;
+  std::exception_ptr first_;
 };
 
 }  // namespace paceline

@@ -4,7 +4,6 @@
 // Rows whose outputs nobody wants stop where the last layer that owns KV has stored their keys.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -53,8 +52,8 @@ class Target {
 
   // Appends keys and values of all rows; a row's bits depend on its own tokens and cache only (C1).
   // Throws std::invalid_argument for bad arguments and CacheError where a sequence outgrows its
-  // cache: nothing has changed then; NotFiniteError where a token's per-layer row is bad: caches
-  // count whole positions only. Callers take turns.
+  // cache: nothing has changed then; NotFiniteError where a token's per-layer row is bad, and
+  // ReadError where its rows cannot be read: caches count whole positions only. Callers take turns.
   void forward(std::span<const SequenceRows> sequences, const PassOutput& output);
 
  private:
@@ -69,6 +68,7 @@ class Target {
   struct RowSet {
     std::vector<std::int32_t> token_ids;
     std::vector<std::int64_t> positions;
+    std::vector<int> places;                               // among all rows of the chunk
     std::vector<std::vector<std::int64_t>> first_visible;  // by window
     std::vector<AttentionSpan> spans;                      // [layers][spans]
     int num_rows() const { return static_cast<int>(token_ids.size()); }
@@ -83,6 +83,7 @@ class Target {
   int add_rows(const SequenceRows& rows, int begin);
   void add_row(RowSet& set, std::int32_t token_id, std::int64_t position) const;
   void point_spans(RowSet& set, int first_layer, int end_layer, bool kept);
+  void read_rows();
   void run_chunk(const PassOutput& output, int first_output);
 
   // On every worker.
@@ -116,16 +117,15 @@ class Target {
 
   std::mutex turn_;
   Workspace workspace_;
-  ActivationBuffer embedded_;                   // [rows][D] layer 0's input
-  AlignedBytes sliding_rope_, global_rope_;     // [rows][H]
-  AlignedBytes per_layer_, per_layer_scratch_;  // [rows][L P]; [workers][P]
+  ActivationBuffer embedded_;                       // [rows][D] layer 0's input
+  AlignedBytes sliding_rope_, global_rope_;         // [rows][H]
+  AlignedBytes embedding_bytes_, per_layer_bytes_;  // [rows] of the chunk's tokens, as in the file
+  AlignedBytes per_layer_, per_layer_scratch_;      // [rows][L P]; [workers][P]
   HeadScratch head_scratch_;
   std::vector<int> windows_;  // the different ones
   std::vector<Span> spans_;
   RowSet all_, kept_;
-  std::vector<int> kept_rows_;       // their places among all rows
   std::vector<int> num_candidates_;  // per kept row
-  std::atomic<bool> rows_are_finite_ = true;
 };
 
 }  // namespace paceline

@@ -12,6 +12,7 @@
 
 #include "paceline/decoder.h"
 #include "paceline/errors.h"
+#include "paceline/file_range.h"
 #include "paceline/shapes.h"
 #include "paceline/thread_pool.h"
 #include "paceline/weights.h"
@@ -19,27 +20,33 @@
 namespace paceline {
 
 // One tensor as it lies in a file. `owner` keeps the memory; may be empty where nobody needs it
-// after load().
+// after load(). Where there is a `file`, rows that are read on demand come from that.
 struct Tensor {
   std::string name;
   std::string dtype;  // Q4_0, Q8_0, BF16, F16, F32 or I64
   const std::uint8_t* data = nullptr;
   std::size_t size = 0;
   std::shared_ptr<const void> owner;
+  std::shared_ptr<const FileRange> file = nullptr;
 };
 
-// Rows of a file that are read on demand.
+// Rows that are read on demand, from a file or from memory.
 struct RowTable {
   WeightType type = WeightType::f32;
   int num_rows = 0;
   int columns = 0;
-  const std::uint8_t* data = nullptr;
+  const std::uint8_t* data = nullptr;  // only where there is no file
   std::shared_ptr<const void> owner;
+  std::shared_ptr<const FileRange> file = nullptr;
 
-  const std::uint8_t* row(std::int64_t index) const {
-    return data + static_cast<std::size_t>(index) * source_row_bytes(type, columns);
-  }
+  bool is_loaded() const { return data != nullptr || file != nullptr; }
+  std::size_t row_bytes() const { return source_row_bytes(type, columns); }
+  // Copies a row. Throws ReadError.
+  void read(std::int64_t index, std::uint8_t* to) const;
 };
+
+// The rows of a checked matrix.
+RowTable rows_of(const Tensor& tensor, WeightType type, int num_rows, int columns);
 
 // Throws std::invalid_argument for any other name.
 WeightType parse_weight_type(const Tensor& tensor);
@@ -56,7 +63,7 @@ class Parameters {
   void matrix(const std::string& name, int outputs, int inner, Matrix& to);
   // Several matrices [outputs, inner], one after the other in the file.
   void matrices(const std::string& name, int outputs, int inner, std::vector<Matrix*> to);
-  // A matrix whose rows are also read one by one, from the file.
+  // A matrix whose rows are also read one by one.
   void embedding(const std::string& name, int outputs, int inner, Matrix& to, RowTable& rows);
   // Rows only: not checked for infinities or NaN, for that would read all of it.
   void row_table(const std::string& name, int num_rows, int columns, RowTable& to);

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.checkpoint import gguf_format as gguf
-from paceline.checkpoint.safetensors_file import MAX_SIZE, TensorEntry, drop_pages
+from paceline.checkpoint.mapped_file import FileRange, MappedFile
+from paceline.checkpoint.safetensors_file import MAX_SIZE, TensorEntry
 from paceline.checkpoint.strict_json import shown
 from paceline.errors import CheckpointError
 
@@ -55,7 +56,7 @@ class ArrayValue:
         assert self.kind != gguf.STRING
         dtype = np.dtype("u1") if self.kind == gguf.BOOL else gguf.NUMBER_DTYPES[self.kind]
         numbers = np.frombuffer(self.file.data, dtype, self.length, self.start).copy()
-        drop_pages(self.file.data, self.start, numbers.nbytes)
+        self.file.mapped.forget(self.start, numbers.nbytes)
         return numbers
 
     def texts(self) -> list[str]:
@@ -67,7 +68,7 @@ class ArrayValue:
             raise CheckpointError(f"{self.key} in {self.file.path} is {self}: expected texts.")
         reader = Reader(self.file.data, self.start, self.file.path)
         texts = [reader.text(f"{self.key}[{index}]") for index in range(self.length)]
-        drop_pages(self.file.data, self.start, reader.position - self.start)
+        self.file.mapped.forget(self.start, reader.position - self.start)
         return texts
 
 
@@ -90,14 +91,15 @@ class GgufFile:
                 size = os.fstat(file.fileno()).st_size
                 if size < 24:
                     raise CheckpointError(f"{path} is no GGUF file: it has only {size} bytes.")
-                self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self.mapped = MappedFile(path, file)
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}.") from error
+        self.data = self.mapped.data
         reader = Reader(self.data, 0, path)
         num_tensors, num_keys = _read_header(reader)
         self.metadata = _read_metadata(reader, num_keys, self)
         self.entries = _read_tensors(reader, num_tensors, self._alignment())
-        drop_pages(self.data, 0, reader.position)
+        self.mapped.forget(0, reader.position)
 
     def _alignment(self) -> int:
         alignment = self.metadata.get(gguf.ALIGNMENT_KEY, gguf.DEFAULT_ALIGNMENT)
@@ -116,9 +118,9 @@ class GgufFile:
             return flat.reshape(entry.shape)
         return np.frombuffer(self.data, np.uint8, entry.num_bytes, entry.start)
 
-    def forget(self, name: str) -> None:
-        """Give back the memory that reading a tensor took."""
-        drop_pages(self.data, self.entries[name].start, self.entries[name].num_bytes)
+    def range_of(self, name: str) -> FileRange:
+        entry = self.entries[name]
+        return FileRange(file=self.mapped, start=entry.start, num_bytes=entry.num_bytes)
 
 
 class Reader:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +120,7 @@ def _weight(spec: TensorSpec, file: GgufFile) -> Weight:
         where=f"{name} in {file.path}",
         dtype=file.entries[name].dtype,
         data=file.tensor(name),
-        forget=partial(file.forget, name),
+        file=file.range_of(name),
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline.checkpoint.mapped_file import FileRange, MappedFile
 from paceline.checkpoint.strict_json import parse_json_object, read_json_object, shown
 from paceline.errors import CheckpointError
 
@@ -84,30 +84,22 @@ class SafetensorsFile:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 self.entries = _read_header(file, size, path)
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._file = MappedFile(path, file)
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}.") from error
-        if len(self._map) != size:
+        if len(self._file.data) != size:
             raise CheckpointError(f"{path} changed its size while it was being read.")
 
     def tensor(self, name: str) -> NDArray[Any]:
         """A read-only view of the tensor, mapped and not copied."""
         entry = self.entries[name]
         dtype = DTYPES[entry.dtype]
-        flat = np.frombuffer(self._map, dtype, entry.num_elements, entry.start)
+        flat = np.frombuffer(self._file.data, dtype, entry.num_elements, entry.start)
         return flat.reshape(entry.shape)
 
-    def forget(self, name: str) -> None:
-        """Give back the memory that reading a tensor took."""
-        drop_pages(self._map, self.entries[name].start, self.entries[name].num_bytes)
-
-
-def drop_pages(mapped: mmap.mmap, start: int, num_bytes: int) -> None:
-    """Take the pages of a range off this process, where the system can: who reads them again gets
-    them from the file."""
-    if hasattr(mmap, "MADV_DONTNEED") and num_bytes:
-        first = start // mmap.PAGESIZE * mmap.PAGESIZE
-        mapped.madvise(mmap.MADV_DONTNEED, first, start + num_bytes - first)
+    def range_of(self, name: str) -> FileRange:
+        entry = self.entries[name]
+        return FileRange(file=self._file, start=entry.start, num_bytes=entry.num_bytes)
 
 
 class TensorFiles:
@@ -120,8 +112,8 @@ class TensorFiles:
     def tensor(self, name: str) -> NDArray[Any]:
         return self._files[name].tensor(name)
 
-    def forget(self, name: str) -> None:
-        self._files[name].forget(name)
+    def range_of(self, name: str) -> FileRange:
+        return self._files[name].range_of(name)
 
     def path_of(self, name: str) -> Path:
         return self._files[name].path

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline.checkpoint.mapped_file import FileRange
 from paceline.checkpoint.names import OUTPUT_HEAD, NameTable, TensorSpec, check_tensors
 from paceline.checkpoint.quantise import BLOCK, BLOCK_BYTES, dequantise
 from paceline.checkpoint.safetensors_file import TensorFiles
@@ -35,14 +35,14 @@ class Weight:
         where: its name in the file and the file, for messages.
         dtype: the name of its type, one of safetensors' or of `quantise.BLOCK_BYTES`.
         data: a view of the file; bfloat16 as uint16 bits, block types as flat bytes.
-        forget: give back the memory that reading `data` took; reading again is possible.
+        file: where `data` lies; None where it is in memory only.
     """
 
     spec: TensorSpec
     where: str
     dtype: str
     data: NDArray[Any]
-    forget: Callable[[], None] = lambda: None
+    file: FileRange | None = None
 
     @property
     def num_elements(self) -> int:
@@ -60,6 +60,11 @@ class Weight:
     def num_bytes_of(self, num_elements: int) -> int:
         """What so many elements take in the file."""
         return self.num_bytes * num_elements // self.num_elements
+
+    def forget(self) -> None:
+        """Give back the memory that reading `data` took; reading again is possible."""
+        if self.file is not None:
+            self.file.forget()
 
     def slices(self) -> Iterator[tuple[int, NDArray[Any]]]:
         """(first element, up to SLICE elements) in order, flat, each checked.
@@ -161,7 +166,7 @@ def _weight(table: NameTable, spec: TensorSpec, files: TensorFiles) -> Weight:
         where=f"{name} in {files.path_of(name)}",
         dtype=files.entries[name].dtype,
         data=files.tensor(name),
-        forget=partial(files.forget, name),
+        file=files.range_of(name),
     )
 
 

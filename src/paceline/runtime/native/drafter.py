@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 import paceline._native as _native
 from paceline.config import DrafterConfig
+from paceline.errors import CheckpointError
 from paceline.runtime.native.cache import native
 from paceline.runtime.native.target import hidden_row
 from paceline.runtime.protocols import MAX_DRAFT_TOKENS, Draft, DraftPosition, DraftRequest
@@ -39,7 +40,14 @@ class NativeDrafter:
         return self._config
 
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
-        return [self._draft_one(request) for request in requests]
+        """
+        Raises:
+            CheckpointError: a token's embedding cannot be read from the target's file any more.
+        """
+        try:
+            return [self._draft_one(request) for request in requests]
+        except _native.ReadError as error:
+            raise CheckpointError(str(error)) from error
 
     def _draft_one(self, request: DraftRequest) -> Draft:
         length, rule, stop = request.cache.length, request.draw, request.stop

@@ -34,9 +34,9 @@ CountBytes = Callable[[int], None]
 
 ROW_TABLES = ("embed_tokens.weight", "embed_tokens_per_layer.weight")
 
-SMALL_TABLE = 32 << 20
-"""Bytes of a table that may stay in memory: a model with such tables has passes so short that
-mapping their pages again would be felt."""
+SMALL_TABLE = 8 << 20
+"""Bytes of a table that is kept in memory: a model with such tables has passes so short that a call
+of the system for each row, half a microsecond, would be felt."""
 
 
 SMALL_MODEL = 64 << 20
@@ -75,9 +75,7 @@ def load_target(
     with _refusals():
         inner = _native.Target(pool, shape)
     _fill(inner, weights, count)
-    tables = [x for x in weights.tensors if x.spec.name in ROW_TABLES]
-    large = [table for table in tables if table.num_bytes > SMALL_TABLE]
-    return NativeTarget(config, inner, large)
+    return NativeTarget(config, inner)
 
 
 def load_drafter(
@@ -138,12 +136,29 @@ def _load(inner: _native.Target | _native.Drafter, weight: Weight) -> None:
     dtype, data = weight.dtype, weight.data
     if weight.spec.kind == "token_ordering":
         dtype, data = "I64", data.astype(np.int64)
+    elif _is_kept(weight):
+        data = np.array(data)
     try:
-        inner.load(weight.spec.name, dtype, data.reshape(-1).view(np.uint8))
+        inner.load(weight.spec.name, dtype, data.reshape(-1).view(np.uint8), _rows_file(weight))
     except _native.NotFiniteError as error:
         raise weight.damaged() from error
+    except _native.ReadError as error:
+        raise CheckpointError(str(error)) from error
     except ValueError as error:
         raise CheckpointError(f"{weight.where} cannot be used: {error}") from error
+
+
+def _is_kept(weight: Weight) -> bool:
+    """Whether rows that tokens need are read from a copy in memory."""
+    return weight.spec.name in ROW_TABLES and weight.num_bytes <= SMALL_TABLE
+
+
+def _rows_file(weight: Weight) -> _native.FileRange | None:
+    """The file that such rows are read from otherwise."""
+    place = weight.file
+    if place is None or weight.spec.name not in ROW_TABLES or _is_kept(weight):
+        return None
+    return _native.FileRange(place.file.descriptor, place.start, str(place.file.path))
 
 
 def _shape(config: DecoderConfig, layers: list[_native.LayerShape], **others: Any) -> _native.Shape:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import paceline._native as _native
-from paceline.checkpoint.weights import Weight
 from paceline.config import TargetConfig, check_range
 from paceline.errors import CheckpointError
 from paceline.runtime.bounds import check_room
@@ -20,27 +19,17 @@ from paceline.sampling import Candidates
 ROWS_AT_ONCE = 128
 """Rows that go through the layers together; a longer pass is cut into pieces of this size."""
 
-TOKENS_BEFORE_FORGETTING = 16
-"""The embeddings' rows are read from the mapped file, and the system maps far more around each: 70
-to 900 KB, measured, as its cache holds the file in small or large pieces. Given back this often,
-that stays below some 20 MB between passes, and costs 15 microseconds a token of E2B."""
-
 
 class NativeTarget:
     """Protocol `runtime.protocols.Target`.
 
     Args:
         inner: with all weights loaded.
-        row_tables: the weights whose rows `inner` reads from their file, of those that are large.
     """
 
-    def __init__(
-        self, config: TargetConfig, inner: _native.Target, row_tables: Sequence[Weight]
-    ) -> None:
+    def __init__(self, config: TargetConfig, inner: _native.Target) -> None:
         self._config = config
         self.inner = inner
-        self._row_tables = row_tables
-        self._tokens_read = 0
 
     @property
     def config(self) -> TargetConfig:
@@ -57,8 +46,9 @@ class NativeTarget:
 
         Raises:
             CacheError: a sequence would outgrow its cache. No cache has changed then.
-            CheckpointError: the row of a token in the per-layer table is not finite. That table
-                is too large to be looked through while loading.
+            CheckpointError: a token's embeddings cannot be read from the file any more, or those
+                of the per-layer table are not finite: that is too large to be looked through
+                while loading.
         """
         for share in rows:
             assert share.token_ids
@@ -77,7 +67,8 @@ class NativeTarget:
             raise CheckpointError(
                 f"the model's per-layer embeddings are damaged: {error}. Download it again."
             ) from error
-        self._forget_rows(sum(len(share.token_ids) for share in rows))
+        except _native.ReadError as error:
+            raise CheckpointError(str(error)) from error
         candidates = [*map(Candidates, candidate_ids, candidate_logits)]
         return [
             PassOutput(
@@ -87,13 +78,6 @@ class NativeTarget:
             )
             for first, end in _spans(counts)
         ]
-
-    def _forget_rows(self, num_tokens: int) -> None:
-        self._tokens_read += num_tokens
-        if self._tokens_read >= TOKENS_BEFORE_FORGETTING:
-            self._tokens_read = 0
-            for table in self._row_tables:
-                table.forget()
 
 
 def _spans(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
