@@ -248,10 +248,13 @@ class AdaptiveDraftLength:
             probe = self._probe(outlook) if room else None
             if probe is not None:
                 return self._decided(probe, outlook, is_probe=True)
+        model, survivals = self._model, self._survivals
         length = self._affordable(best.length, outlook)
+        if length < best.length:
+            best = best_length(survivals, model.kept, outlook.curve, length, outlook.others)
+            length = best.length
         if length == 0:
             return self._decided(outlook.plain(), outlook, is_usual=True)
-        model, survivals = self._model, self._survivals
         if self._num_drafts % BOUNDS_EVERY == 0 or len(self._bounds) != length:
             self._bounds = margin_bounds(
                 length, survivals, model.kept, outlook.curve, best.rate, model.profile.curve
