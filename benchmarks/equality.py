@@ -68,8 +68,8 @@ class InformedDrafter:
         self._answers[id(cache)] = token_ids
 
     def coming(self, request: DraftRequest) -> tuple[int, ...]:
-        """The tokens after the last one."""
-        return self._answers[id(request.cache)][request.cache.length + 1 :]
+        """The tokens after the last one; none if nobody has told."""
+        return self._answers.get(id(request.cache), ())[request.cache.length + 1 :]
 
 
 class RecordedDrafter(InformedDrafter):

@@ -416,6 +416,50 @@ def test_a_probe_looks_at_the_margin_first():
     assert all(0 < bound < 10 for [bound] in with_bounds)
 
 
+# --- Several rounds at once ---------------------------------------------------------------------
+
+
+def test_rounds_that_are_learned_together_count_as_they_do_in_turn():
+    together, in_turn = policy(), policy()
+    told = {}
+    for found in (together, in_turn):
+        run(found, lambda length: length, 3)
+        plan = found.plan(context())
+        told[found] = [outcome(plan, accepted) for accepted in (plan.max_draft_tokens, 1, 2)]
+    together.observe_all(told[together])
+    for each in told[in_turn]:
+        in_turn.observe(each)
+    assert together.credit == pytest.approx(in_turn.credit)
+    assert together.plan(context()).expected_tokens == pytest.approx(
+        in_turn.plan(context()).expected_tokens, rel=0.3
+    )
+
+
+def test_of_several_rounds_it_is_not_the_slow_last_one_whose_cost_counts():
+    """Where time ends a decision, slow rounds are the last ones more often than others."""
+    found = policy()
+    for _ in range(20):
+        plan = found.plan(context())
+        told = [outcome(plan, plan.max_draft_tokens) for _ in range(5)]
+        slow = replace(told[-1].cost, verify_s=5 * told[-1].cost.verify_s)
+        found.observe_all([*told[:-1], replace(told[-1], cost=slow)])
+    rows = 1 + plan.max_draft_tokens
+    known = found.costs.curve(100).passes[rows - 1]
+    assert known == pytest.approx(MACHINE.verify_s(rows), rel=0.02)
+
+
+def test_a_draft_that_is_cut_to_the_credit_is_weighed_anew():
+    """What one token brings, not what the draft would have brought that cannot be paid for."""
+    found = policy(COSTLY)
+    run(found, lambda length: length, 60, COSTLY)
+    found.profiles.of("text").curve.slope, found.profiles.of("text").curve.intercept = 1.0, 0.0
+    found.credit = 2.2 * found.decision.outlook.loss(1)
+    plan = found.plan(context())
+    assert plan.max_draft_tokens == 1
+    assert plan.expected_tokens <= 2.0
+    assert all(bound < 3.0 for bound in plan.min_confidences)
+
+
 # --- Several sequences --------------------------------------------------------------------------
 
 

@@ -269,6 +269,94 @@ def test_a_curve_is_built_anew_only_for_news():
     assert model.curve(100) is not curve
 
 
+# --- What else runs -----------------------------------------------------------------------------
+
+
+def lived_in_turn(model, *, factor=1.0, turns=20, lengths=(0, 2)):
+    for _ in range(turns):
+        for length in lengths:
+            seconds = factor * (0.05 + 0.001 * length)
+            observe(
+                model,
+                drafting(length, verify_s=seconds, draft_s=factor * 0.002)
+                if length
+                else replace(ROUND, verify_s=seconds),
+            )
+
+
+def ratios(model):
+    passes = model.curve(100).passes
+    return [seconds / passes[0] for seconds in passes]
+
+
+def test_load_is_told_from_costs():
+    """All shapes take three times as long for a while: none of them has become dear."""
+    model = calibrated()
+    lived_in_turn(model)
+    before = ratios(model)
+    lived_in_turn(model, factor=3.0)
+    assert model.load > 2.0
+    assert ratios(model) == pytest.approx(before, rel=0.05)
+    lived_in_turn(model)
+    assert model.load < 1.0
+    assert ratios(model) == pytest.approx(before, rel=0.05)
+
+
+def test_a_shape_that_runs_under_load_only_does_not_become_dear():
+    model = calibrated()
+    lived_in_turn(model, lengths=(0,))
+    lived_in_turn(model, lengths=(0,), factor=3.0, turns=5)
+    lived_in_turn(model, lengths=(0, 2), factor=3.0)
+    lived_in_turn(model, lengths=(0,))
+    passes = model.curve(100).passes
+    assert passes[2] / passes[0] == pytest.approx(1.04, abs=0.1)
+
+
+def test_small_changes_are_changes_of_the_machine():
+    model = calibrated()
+    lived_in_turn(model)
+    lived_in_turn(model, factor=1.2)
+    assert model.load == 1.0
+    assert model.curve(100).passes[0] == pytest.approx(0.06, rel=0.02)
+
+
+def test_a_shape_that_grows_dear_beside_others_is_noticed():
+    model = calibrated()
+    lived_in_turn(model)
+    for _ in range(60):
+        observe(model, ROUND)
+        observe(model, drafting(2, verify_s=0.104))
+    passes = model.curve(100).passes
+    assert passes[2] / passes[0] == pytest.approx(2.08, rel=0.1)
+
+
+def test_few_samples_of_a_shape_say_less_than_many_of_another():
+    """Three passes of five rows came while something else ran, before anything was established."""
+    model = calibrated()
+    observe(model, drafting(4, verify_s=0.160), 3)
+    observe(model, ROUND, 40)
+    passes = model.curve(100).passes
+    assert passes[4] < 0.09
+    observe(model, drafting(4, verify_s=0.100), 40)
+    assert model.curve(100).passes[4] == pytest.approx(0.100, rel=0.05)
+
+
+def test_a_round_after_one_of_another_kind_can_only_lower_what_is_known():
+    """It may be slow because the processor's caches held something else."""
+    model = calibrated()
+    lived_in_turn(model)
+    before = model.curve(100)
+    for _ in range(30):
+        model.observe(drafting(2, verify_s=0.07, draft_s=0.02), is_steady=False)
+    after = model.curve(100)
+    assert (after.passes, after.draft_step) == (before.passes, before.draft_step)
+    for _ in range(30):
+        model.observe(drafting(2, verify_s=0.045, draft_s=0.001), is_steady=False)
+    after = model.curve(100)
+    assert after.passes[2] < before.passes[2]
+    assert after.draft_step < before.draft_step
+
+
 # --- Keeping ------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ is the nearest measured shape, scaled. Knows no tokens, and no clock: it is told
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ UNKNOWN_OVERHEAD = 0.01
 NUM_RECENT = 5
 """Two hiccups in five samples leave the median alone."""
 
+RECENT_PASSES, RECENT_OWN = 8, 3
 ESTABLISHED, LEAST_LOAD = 16, 1.3
 """After 16 samples a cell is believed, and what differs from it by so much is taken for
 load."""
@@ -272,8 +274,9 @@ def _believed(cells: Sequence[Cell], base: NDArray[np.float64]) -> NDArray[np.fl
     trust = np.array([min(cell.count, ESTABLISHED) for cell in cells]) / ESTABLISHED
     if not trust.any():
         return factors
-    usual = trust @ factors / trust.sum()
-    return trust * factors + (1.0 - trust) * usual
+    usual = float(trust @ factors) / float(trust.sum())
+    believed: NDArray[np.float64] = trust * factors + (1.0 - trust) * usual
+    return believed
 
 
 class CostModel:
@@ -300,7 +303,7 @@ class CostModel:
         self.is_known = bool(passes)  # enough to compare draft lengths
         self.has_drafted = False
         self.load = 1.0
-        self._recent = [1.0] * NUM_RECENT
+        self._recent: list[tuple[int, float]] = []
         self._first: list[float] = []
         self._version = self._rounds = 0
         self._last: RoundCost | None = None
@@ -388,7 +391,7 @@ class CostModel:
         if is_usable(cost.verify_s):
             cell = bucket.cell(cost.num_rows)
             if is_steady and cell.count >= ESTABLISHED:
-                self._follow_load(cost.verify_s / cell.seconds)
+                self._follow_load(cost.num_rows, cost.verify_s / cell.seconds)
             changed = bucket.observe(cost.num_rows, cost.verify_s / self.load, is_steady)
         if cost.num_draft_steps and is_usable(cost.draft_s):
             self.has_drafted = True
@@ -399,13 +402,19 @@ class CostModel:
             changed |= moved(self._overhead, PUBLISHED * cost.verify_s / self.load)
         self._version += changed
 
-    def _follow_load(self, ratio: float) -> None:
+    def _follow_load(self, rows: int, ratio: float) -> None:
+        """A pass took so many times what is known of its shape: is it the shape, or the machine?
+        The machine only as far as passes of other shapes did so too, where there were any."""
         recent = self._recent
-        recent.append(ratio)
-        if len(recent) > NUM_RECENT:
+        recent.append((rows, ratio))
+        if len(recent) > RECENT_PASSES:
             del recent[0]
-        usual = usual_of(recent)
-        self.load = 1.0 if 1 / LEAST_LOAD < usual < LEAST_LOAD else usual
+        own = [ratio for other, ratio in recent if other == rows][-RECENT_OWN:]
+        others = [ratio for other, ratio in recent if other != rows]
+        load = usual_of(own)
+        if others:
+            load = min(load, usual_of(others), key=lambda ratio: abs(math.log(ratio)))
+        self.load = 1.0 if 1 / LEAST_LOAD < load < LEAST_LOAD else load
 
     def _observe_draft(self, bucket: Bucket, cost: RoundCost, is_steady: bool) -> bool:
         line, seconds = bucket.draft, cost.draft_s / self.load
