@@ -1,6 +1,7 @@
-"""Acceptance is learned from what was judged, and from nothing else."""
+"""Acceptance is learned from what was judged, and from nothing else; as its slow twin learns it."""
 
 import copy
+import gc
 import json
 import math
 import random
@@ -11,22 +12,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.errors import ConfigError
-from paceline.speculative.acceptance import (
+import acceptance_twin as twin
+from acceptance_twin import (
     GENERAL_PRIOR,
     KNOTS,
     LEAST_OBSERVATIONS,
     LEVELS,
     MARGIN_BINS,
+    REFIT_AFTER,
+)
+from paceline.errors import ConfigError
+from paceline.speculative import extension
+from paceline.speculative.acceptance import (
     MAX_KINDS,
     MAX_POSITIONS,
-    REFIT_AFTER,
     AcceptanceModel,
     Judgement,
     MarginCurve,
     Profile,
     Profiles,
 )
+from paceline.speculative.adaptive import best_length, margin_bounds
+from paceline.speculative.costs import Curve
 
 
 def sigmoid(x):
@@ -61,7 +68,7 @@ def conditional(model, count):
 
 def test_the_first_expectation_is_that_of_chat():
     assert conditional(AcceptanceModel(Profile()), 3) == pytest.approx((0.67, 0.71, 0.74), abs=0.05)
-    assert GENERAL_PRIOR.sum() == pytest.approx(1)
+    assert sum(Profile().prior) == pytest.approx(1)
     assert KNOTS[-1] < MAX_POSITIONS
 
 
@@ -80,7 +87,7 @@ def test_a_steady_text_is_found(chances):
 def test_a_survival_is_an_expectation_over_levels():
     """A text that is either copied or hopeless survives long drafts as often as it is copied."""
     model = AcceptanceModel(Profile())
-    model.weights = np.where(np.abs(LEVELS) == 4.0, 0.5, 0.0)
+    model.weights = [0.5 * (abs(level) == 4.0) for level in LEVELS]
     survivals = model.survivals()
     per_level = [
         [
@@ -187,7 +194,7 @@ def test_doubt_goes_back_to_what_is_usual():
     model = live(AcceptanceModel(Profile()), (0.0,), 60)
     low = model.survivals()[1]
     model.doubt(0.2)
-    usual = float((model.profile.survivals @ model.profile.prior)[1])
+    usual = AcceptanceModel(model.profile).survivals()[1]
     assert model.survivals()[1] == pytest.approx(0.8 * low + 0.2 * usual, rel=0.01)
 
 
@@ -215,8 +222,10 @@ def test_no_history_breaks_the_expectation(history):
         curve = model.profile.curve
         assert curve.slope >= 0
         assert math.isfinite(curve.slope + curve.intercept)
-    again = Profile.from_dict(json.loads(json.dumps(model.profile.to_dict(), allow_nan=False)))
-    assert again.prior == pytest.approx(GENERAL_PRIOR, abs=1)
+    profiles = Profiles()
+    profiles._profiles = {"text": model.profile}
+    again = Profiles.from_dict(json.loads(json.dumps(profiles.to_dict(), allow_nan=False)))
+    assert again.of("text").prior == pytest.approx(GENERAL_PRIOR, abs=1)
 
 
 # --- Margins ------------------------------------------------------------------------------------
@@ -282,6 +291,164 @@ def test_no_margin_breaks_the_curve(margin):
     assert math.isfinite(curve.slope + curve.intercept + sum(curve.margins))
 
 
+# --- The twin -----------------------------------------------------------------------------------
+
+exactly = {"rel": 1e-9, "abs": 1e-12}
+counts = st.integers(0, MAX_POSITIONS)
+margins_or_bounds = st.lists(st.floats(0, 12) | st.floats(), max_size=MAX_POSITIONS)
+
+
+@st.composite
+def judgement(draw):
+    accepted, rejected = draw(counts), draw(st.integers(0, 1))
+    judged = min(MAX_POSITIONS, accepted + rejected)
+    return Judgement(accepted, judged, draw(margins_or_bounds))
+
+
+events = st.one_of(
+    st.tuples(st.just("observe"), st.lists(judgement(), max_size=6), margins_or_bounds),
+    st.tuples(st.just("observe_kept"), counts, st.booleans()),
+    st.tuples(st.just("doubt"), st.floats(0, 1)),
+    st.tuples(st.just("another sequence")),
+)
+
+
+def happens(model, event):
+    """The model of the sequence that comes next."""
+    name, *arguments = event
+    if name == "another sequence":
+        return type(model)(model.profile)
+    if name == "observe":
+        arguments = [model.survivals(), *arguments]
+    getattr(model, name)(*arguments)
+    return model
+
+
+def state(model):
+    """All that is told of it, and what decides what comes next."""
+    profile, curve = model.profile, model.profile.curve
+    levels = profile.levels if isinstance(profile, Profile) else profile._learned
+    lists = (model.survivals(), model.weights, model.kept, profile.knots, profile.counts, levels)
+    sums = (profile.prior, curve.seen, curve.accepted, curve.margins)
+    return [float(number) for numbers in (*lists, *sums) for number in numbers]
+
+
+def compare(history):
+    """Let it happen to both; the slope that they have learned."""
+    slow, fast = twin.AcceptanceModel(twin.Profile()), AcceptanceModel(Profile())
+    for event in history:
+        slow, fast = happens(slow, event), happens(fast, event)
+        assert state(fast) == pytest.approx(state(slow), **exactly)
+    curves = [model.profile.curve for model in (slow, fast)]
+    lines = [(curve.slope, curve.intercept) for curve in curves]
+    assert lines[1] == pytest.approx(lines[0], **exactly)
+    if curves[0].slope:
+        chances = (0.0, 0.1, 0.5, 0.9, 1.0, 2.0)
+        found, expected = ([curve.margin_at(p) for p in chances] for curve in curves[::-1])
+        assert found == pytest.approx(expected, **exactly)
+    return curves[1].slope
+
+
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(st.lists(events, max_size=40))
+def test_it_learns_what_its_twin_learns(history):
+    compare(history)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_it_learns_what_its_twin_learns_in_long_texts(seed):
+    """Where the curve of the margins has a slope and offsets have moved."""
+    generator, history = random.Random(seed), []
+    for number in range(400):
+        margins = [generator.expovariate(0.5) for _ in range(1 + number % MAX_POSITIONS)]
+        accepted = draw(generator, [sigmoid(margin - 0.5 * seed) for margin in margins])
+        judged = accepted + (accepted < len(margins))
+        bounds = (0.3,) * len(margins) if number % 3 == 0 else ()
+        history.append(("observe", [Judgement(accepted, judged, margins)], bounds))
+        if number % 100 == 99:
+            history.append(("another sequence",))
+    assert compare(history) > 0.3
+
+
+unit = st.floats(0.001, 1.0)
+sixteen = st.lists(unit, min_size=MAX_POSITIONS, max_size=MAX_POSITIONS)
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(sixteen, sixteen, sixteen, st.integers(0, MAX_POSITIONS), unit, unit, st.floats(0, 5))
+def test_draft_lengths_and_bounds_are_those_of_the_twin(taken, kept, rows, room, step, rate, more):
+    survivals = list(accumulate(taken, lambda a, b: a * b, initial=1.0))
+    passes = tuple(accumulate(rows, initial=1.0))
+    curve = Curve(passes=passes, draft_fixed=step, draft_step=step, overhead=rate, version=0)
+    found = best_length(survivals, kept, curve, room, more)
+    assert found == pytest.approx(twin.best_length(survivals, kept, curve, room, more), **exactly)
+    margins = margins_seen(1.0, -1.0, 64 * 4)
+    bounds = margin_bounds(room, survivals, kept, curve, rate, margins)
+    expected = twin.margin_bounds(room, survivals, kept, curve, rate, margins)
+    assert isinstance(bounds, tuple)
+    assert bounds == pytest.approx(expected, **exactly)
+    assert margin_bounds(room, survivals, kept, curve, rate, MarginCurve()) == ()
+
+
+# --- What is refused ----------------------------------------------------------------------------
+
+
+def refused():
+    return pytest.raises(ValueError, match=r"expected|add up|than it has seen|slope is 0")
+
+
+def test_nothing_wrong_is_learned():
+    model = AcceptanceModel(Profile())
+    survivals, before = model.survivals(), state(model)
+    for wrong in ([], survivals[:-1], [*survivals, 0.1], [0.0] * 16, [math.nan] * 16):
+        with refused():
+            model.observe(wrong, [Judgement(1, 2, (1.0,))])
+    for accepted, judged in ((-1, 0), (0, -1), (3, 2), (15, 16), (2**62, 2**62)):
+        with refused():
+            model.observe(survivals, [Judgement(1, 2, (1.0,)), Judgement(accepted, judged)])
+    for number in (-1, MAX_POSITIONS + 1, -(2**62)):
+        with refused():
+            model.observe_kept(number, held_back=True)
+    for share in (-0.1, 1.1, math.nan, math.inf):
+        with refused():
+            model.doubt(share)
+    for weights in ([], [1.0], [0.0] * len(LEVELS), [math.nan] * len(LEVELS)):
+        with refused():
+            model.weights = weights
+    for nothing in (None, 3, "x", [None], [(1,)], [(1, 2, None)], [(2**70, 2**70, ())]):
+        with pytest.raises(TypeError):
+            model.observe(survivals, nothing)
+    with pytest.raises(TypeError):
+        AcceptanceModel(None)
+    assert state(model) == before
+
+
+def test_nothing_wrong_is_built():
+    knots, counts, levels = Profile().knots, Profile().counts, Profile().levels
+    bins = MarginCurve().seen
+    for wrong in (knots[1:], [math.nan] * 5, [1e300] * 5, [-math.inf] * 5):
+        with refused():
+            Profile(wrong, counts, levels, MarginCurve())
+    with refused():
+        Profile(knots, [-1.0] * 5, levels, MarginCurve())
+    with refused():
+        Profile(knots, counts, [1.0] * len(levels), MarginCurve())
+    for wrong in (bins[1:], [1.0] * len(bins), [math.nan] * len(bins)):
+        with refused():
+            MarginCurve(bins, wrong, bins)
+    with refused():
+        MarginCurve().margin_at(0.5)
+
+
+@pytest.mark.parametrize("length", [-1, 3, 2**62])
+def test_no_draft_is_longer_than_what_is_known(length):
+    terms = ([1.0, 0.9, 0.8], [1.0, 1.0], (1.0, 1.1, 1.2), 0.1)
+    with pytest.raises(ValueError, match="not covered"):
+        extension.best_length(*terms, 1.0, 0.0, length, 0.0)
+    with pytest.raises(ValueError, match="not covered"):
+        extension.margin_bounds(*terms, length, 1.0, MarginCurve())
+
+
 # --- Keeping ------------------------------------------------------------------------------------
 
 
@@ -304,6 +471,26 @@ def test_what_is_kept_comes_back():
     for kind in ("code", "prose"):
         one, other = AcceptanceModel(profiles.of(kind)), AcceptanceModel(again.of(kind))
         assert other.survivals()[:8] == pytest.approx(one.survivals()[:8], rel=0.1)
+
+
+def test_a_copy_learns_alone():
+    """Simulations begin many texts from one state."""
+    profiles = taught()
+    before = profiles.to_dict()
+    again = copy.deepcopy(profiles)
+    assert again.to_dict() == before
+    for kind in ("code", "prose"):
+        live(AcceptanceModel(again.of(kind)), (0.1,) * 4, 60)
+    assert profiles.to_dict() == before != again.to_dict()
+    curve = copy.deepcopy(profiles.of("code").curve)
+    curve.observe((1.0,), 1)
+    assert curve.seen != profiles.of("code").curve.seen
+
+
+def test_what_belongs_to_something_outlives_it():
+    curve = AcceptanceModel(taught().of("code")).profile.curve
+    gc.collect()
+    assert sum(curve.seen) > 0
 
 
 def _spoil(*path, value):

@@ -1,6 +1,7 @@
 """The adaptive length takes what pays, never costs much, and comes back when text turns easy."""
 
 import math
+import random
 from dataclasses import replace
 from itertools import pairwise, product
 
@@ -171,38 +172,46 @@ def test_a_sequence_alone_shares_with_nobody():
     )
 
 
-def margins(slope=1.0, intercept=0.0):
-    curve = MarginCurve()
-    curve.slope, curve.intercept = slope, intercept
+def margins(slope=1.0, intercept=0.0, curve=None):
+    """What a few thousand tokens teach of such a line."""
+    curve, generator = curve or MarginCurve(), random.Random(1)
+    for _ in range(64 * 40):
+        margin = generator.expovariate(0.5)
+        curve.observe((margin,), generator.random() < chance_of(margin, slope, intercept))
     return curve
+
+
+def chance_of(margin, slope, intercept):
+    return 1 / (1 + math.exp(-(slope * margin + intercept)))
 
 
 def test_a_bound_is_where_the_chance_pays_for_the_row():
     curve = curve_of((1.0, 1.3))
-    [bound] = margin_bounds(1, survivals_of((0.5,)), ALL_KEPT, curve, 2.0, margins(1.5, -1.0))
-    assert 1 / (1 + math.exp(-(1.5 * bound - 1.0))) == pytest.approx(2.0 * 0.3)
+    known = margins(1.5, -1.0)
+    [bound] = margin_bounds(1, survivals_of((0.5,)), ALL_KEPT, curve, 2.0, known)
+    assert chance_of(bound, known.slope, known.intercept) == pytest.approx(2.0 * 0.3)
 
 
 def test_bounds_rise_with_the_rate_the_depth_and_the_cost_of_what_follows():
     survivals = survivals_of((0.7,) * 6)
-    curve = curve_of([1 + 0.1 * n for n in range(7)], step=0.02)
+    curve, known = curve_of([1 + 0.1 * n for n in range(7)], step=0.02), margins(1.0, -2.0)
 
     def bounds(rate=1.2, curve=curve, length=6):
-        return margin_bounds(length, survivals, ALL_KEPT, curve, rate, margins(1.0, -2.0))
+        return margin_bounds(length, survivals, ALL_KEPT, curve, rate, known)
 
     assert all(a < b for a, b in pairwise(bounds()[3:]))
     assert all(a < b for a, b in zip(bounds(), bounds(rate=1.8), strict=True))
     costly = curve_of([1 + 0.2 * n for n in range(7)], step=0.02)
     assert all(a < b for a, b in zip(bounds(), bounds(curve=costly), strict=True))
-    assert margin_bounds(3, survivals, ALL_KEPT, curve, 1.2, margins(0.0)) == ()
+    assert margin_bounds(3, survivals, ALL_KEPT, curve, 1.2, MarginCurve()) == ()
 
 
 def test_bounds_are_margins_whatever_the_costs():
+    flat = margins(0.15, 2.0)
+    assert 0 < flat.slope < 0.3
     for rate in (0.0, 1e-9, 1.0, 1e9):
         curve = curve_of((1.0, 1.0, 2.0))
-        bounds = margin_bounds(
-            2, survivals_of((1e-9, 1e-9)), ALL_KEPT, curve, rate, margins(1e-3, 5.0)
-        )
+        bounds = margin_bounds(2, survivals_of((1e-9, 1e-9)), ALL_KEPT, curve, rate, flat)
         assert all(0.0 <= bound < math.inf for bound in bounds)
 
 
@@ -260,7 +269,7 @@ def test_a_draft_that_was_held_back_whole_is_a_draft():
     """The drafter ran and kept nothing: `source` is then "none"."""
     found = policy()
     run(found, lambda length: length, 3)
-    found.profiles.of("text").curve.slope = 1.0
+    margins(curve=found.profiles.of("text").curve)
     plan = found.plan(context())
     assert plan.min_confidences
     found.observe(outcome(plan, 0, drafted=0, source="none"))
@@ -400,8 +409,7 @@ def test_another_kind_of_text_is_tried_soon():
 
 def test_a_probe_looks_at_the_margin_first():
     found = parked()
-    curve = found.profiles.of("text").curve
-    curve.slope, curve.intercept = 1.0, -2.0
+    margins(1.0, -2.0, found.profiles.of("text").curve)
     found.credit = FIRST_CREDIT
     probes = []
     for _ in range(400):
@@ -471,8 +479,7 @@ def shared(machine, *levels):
     for level in levels:
         found = AdaptiveDraftLength(costs, profiles)
         found.plan(context())  # turns to its kind of text
-        found._model.weights = found._model.weights * 0
-        found._model.weights[level] = 1.0
+        found._model.weights = [float(n == level) for n in range(len(found._model.weights))]
         found._num_drafts = 100
         policies.append(found)
     return policies

@@ -1,7 +1,7 @@
 """The native CPU runtime: see native/README.md."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, overload
 
 import numpy
 from numpy.typing import NDArray
@@ -330,3 +330,159 @@ class WrittenText:
     @property
     def first_trust(self) -> float:
         """The highest of all followers."""
+
+LARGEST_OFFSET: float = 5.0
+
+class MarginCurve:
+    """
+    The chance of a token by the drafter's margin: sigmoid(slope * margin + intercept).
+    """
+
+    @overload
+    def __init__(self) -> None: ...
+    @overload
+    def __init__(
+        self, seen: Sequence[float], accepted: Sequence[float], margins: Sequence[float]
+    ) -> None:
+        """From kept counts."""
+
+    def __deepcopy__(self, memo: object) -> MarginCurve: ...
+    def observe(self, margins: Sequence[float], num_accepted: int) -> None:
+        """Learn from tokens that were judged, of which the first were accepted."""
+
+    def margin_at(self, chance: float) -> float:
+        """The margin from which a token has this chance; there must be a slope."""
+
+    @property
+    def slope(self) -> float:
+        """0 as long as margins tell nothing."""
+
+    @property
+    def intercept(self) -> float: ...
+    @property
+    def seen(self) -> list[float]:
+        """Tokens, by bins of their margin."""
+
+    @property
+    def accepted(self) -> list[float]:
+        """Of these."""
+
+    @property
+    def margins(self) -> list[float]:
+        """Their sums."""
+
+class Profile:
+    """
+    What is known of text of one kind before a sequence writes any, and what margins tell.
+    """
+
+    @overload
+    def __init__(self) -> None: ...
+    @overload
+    def __init__(
+        self,
+        knots: Sequence[float],
+        counts: Sequence[float],
+        levels: Sequence[float],
+        curve: MarginCurve,
+    ) -> None:
+        """From what was kept."""
+
+    def __deepcopy__(self, memo: object) -> Profile: ...
+    @property
+    def knots(self) -> list[float]:
+        """Offsets of some positions, in log-odds."""
+
+    @property
+    def counts(self) -> list[float]:
+        """How many tokens taught each."""
+
+    @property
+    def levels(self) -> list[float]:
+        """Weights of the levels that sequences had."""
+
+    @property
+    def prior(self) -> list[float]:
+        """Weights that a new sequence starts from."""
+
+    @property
+    def curve(self) -> MarginCurve: ...
+
+class AcceptanceModel:
+    """What to expect of the next draft of one sequence, in text of one kind."""
+
+    def __init__(self, profile: Profile) -> None: ...
+    @property
+    def profile(self) -> Profile: ...
+    @property
+    def weights(self) -> list[float]:
+        """
+        Of the levels, 1 in all: how likely the text is as easy as each of them.
+        """
+
+    @weights.setter
+    def weights(self, arg: Sequence[float], /) -> None: ...
+    @property
+    def kept(self) -> list[float]:
+        """
+        Entry n is the share of drafts that reached token n and then kept it, its
+        margin not being below its bound. Survivals are those of kept tokens.
+        """
+
+    def survivals(self) -> list[float]:
+        """
+        Entry n is the chance that the first n tokens of a draft are all taken.
+        """
+
+    def observe(
+        self,
+        survivals: Sequence[float],
+        judgements: Sequence[tuple[int, int, Sequence[float]]],
+        bounds: Sequence[float] = [],
+    ) -> None:
+        """
+        Learn from one or more drafts of a text that did not change between them.
+
+        Args:
+            survivals: what this model expected of each.
+            judgements: see `paceline.speculative.acceptance.Judgement`.
+            bounds: margins below which a token would have been held back, even if it was not.
+        """
+
+    def observe_kept(self, num_kept: int, held_back: bool) -> None:
+        """
+        Learn how many tokens of a draft were kept, and whether the next was held back.
+        """
+
+    def doubt(self, share: float) -> None:
+        """
+        The text may have changed: believe so much less of what was learned of it.
+        """
+
+LEAST_GAIN: float = 1.015
+
+def best_length(
+    survivals: Sequence[float],
+    kept: Sequence[float],
+    passes: Sequence[float],
+    draft_step: float,
+    plain: float,
+    draft_fixed: float,
+    room: int,
+    others: float,
+) -> tuple[int, float, float, float]:
+    """
+    The draft length with most expected tokens a second, its tokens, seconds and rate:
+    see `paceline.speculative.adaptive.best_length`.
+    """
+
+def margin_bounds(
+    survivals: Sequence[float],
+    kept: Sequence[float],
+    passes: Sequence[float],
+    draft_step: float,
+    length: int,
+    rate: float,
+    margins: MarginCurve,
+) -> tuple[float, ...]:
+    """See `paceline.speculative.adaptive.margin_bounds`."""

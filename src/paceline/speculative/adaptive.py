@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from paceline.speculative import extension
 from paceline.speculative.acceptance import (
     MAX_POSITIONS,
     AcceptanceModel,
@@ -29,7 +30,7 @@ from paceline.speculative.controller import (
 )
 from paceline.speculative.costs import CostModel, Curve
 
-LEAST_GAIN = 1.015
+LEAST_GAIN = extension.LEAST_GAIN
 """Drafting for less than this is not worth being wrong about it: an always wrong drafter keeps an
 expected acceptance of a few percent, which would pay where rows are nearly free."""
 
@@ -418,22 +419,18 @@ def best_length(
 
     Equals: the largest (1 + S_1 + ... + S_k) / T_k over all k.
     """
-    passes, step = curve.passes, curve.draft_step
-    best_k, best_tokens, best_seconds = 0, LEAST_GAIN * (1.0 + others), curve.plain
-    tokens, seconds = 1.0 + others, curve.plain + curve.draft_fixed
-    reached = 1.0
-    before = passes[0]
-    for k in range(1, room + 1):
-        share, after = kept[k - 1], passes[k]
-        seconds += reached * (step + share * (after - before))
-        before = after
-        reached *= share
-        tokens += reached * survivals[k]
-        if tokens * best_seconds > best_tokens * seconds:
-            best_k, best_tokens, best_seconds = k, tokens, seconds
-    if not best_k:
-        best_tokens = 1.0 + others
-    return Forecast(best_k, best_tokens - others, best_seconds, best_tokens / best_seconds)
+    return Forecast(
+        *extension.best_length(
+            survivals,
+            kept,
+            curve.passes,
+            curve.draft_step,
+            curve.plain,
+            curve.draft_fixed,
+            room,
+            others,
+        )
+    )
 
 
 def shared_lengths(
@@ -505,17 +502,6 @@ def margin_bounds(
     A token with chance p, reached with survival q, adds q p (1 + a) tokens, a being what is
     expected to follow it; that must exceed `rate` times what its row and all that follows cost.
     """
-    if margins.slope == 0.0:
-        return ()
-    passes, step = curve.passes, curve.draft_step
-    bounds = [0.0] * length
-    follow = cost = 0.0
-    for k in range(length, 0, -1):
-        row = passes[k] - passes[k - 1] + cost
-        survival = survivals[k - 1]
-        chance = rate * row / (survival * (1.0 + follow))
-        bounds[k - 1] = margins.margin_at(chance)
-        share = kept[k - 1]
-        follow = share * survivals[k] / survival * (1.0 + follow)
-        cost = step + share * row
-    return tuple(bounds)
+    return extension.margin_bounds(
+        survivals, kept, curve.passes, curve.draft_step, length, rate, margins
+    )

@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from paceline.config import check_range
 from paceline.errors import ConfigError
 from paceline.runtime.protocols import MAX_DRAFT_TOKENS
@@ -230,14 +227,18 @@ class Bucket:
         base = self.parent.passes(max_rows)
         if self._scaled is not base or len(self._passes) <= max_rows:
             self._scaled = base
-            seconds = np.array(base)
-            known = sorted(rows for rows in self.cells if rows < len(base))
-            if known:
-                cells = [self.cells[rows] for rows in known]
-                factors = _believed(cells, seconds[known])
-                seconds *= np.interp(np.arange(len(base)), known, factors)
-            self._passes = np.minimum.accumulate(seconds[::-1])[::-1].tolist()
+            factors = self._factors(base)
+            scaled = [seconds * factor for seconds, factor in zip(base, factors, strict=True)]
+            self._passes = list(accumulate(reversed(scaled), min))[::-1]
         return self._passes
+
+    def _factors(self, base: Sequence[float]) -> list[float]:
+        """By what to multiply the base of each number of rows."""
+        known = sorted(rows for rows in self.cells if rows < len(base))
+        if not known:
+            return [1.0] * len(base)
+        factors = _believed([self.cells[rows] for rows in known], [base[rows] for rows in known])
+        return spread(list(zip(known, factors, strict=True)), len(base))
 
     def cell(self, rows: int) -> Cell:
         """What is known of passes of so many rows."""
@@ -267,16 +268,17 @@ class Bucket:
         }
 
 
-def _believed(cells: Sequence[Cell], base: NDArray[np.float64]) -> NDArray[np.float64]:
+def _believed(cells: Sequence[Cell], base: Sequence[float]) -> list[float]:
     """By what to multiply the base of each cell: less by what few samples say of it than by what
     many say of others, for these few may have come while something else ran."""
-    factors = np.array([cell.seconds for cell in cells]) / base
-    trust = np.array([min(cell.count, ESTABLISHED) for cell in cells]) / ESTABLISHED
-    if not trust.any():
+    factors = [cell.seconds / seconds for cell, seconds in zip(cells, base, strict=True)]
+    trust = [min(cell.count, ESTABLISHED) / ESTABLISHED for cell in cells]
+    total = sum(trust)
+    if not total:
         return factors
-    usual = float(trust @ factors) / float(trust.sum())
-    believed: NDArray[np.float64] = trust * factors + (1.0 - trust) * usual
-    return believed
+    believed = [t * factor for t, factor in zip(trust, factors, strict=True)]
+    usual = sum(believed) / total
+    return [own + (1.0 - t) * usual for own, t in zip(believed, trust, strict=True)]
 
 
 class CostModel:
@@ -517,6 +519,15 @@ def between(points: Points, at: int) -> float:
         return points[-1][1]
     (left, low), (right, high) = points[place - 1], points[place]
     return low + (high - low) * (at - left) / (right - left)
+
+
+def spread(points: Points, count: int) -> list[float]:
+    """The same from 0 to `count`, which is excluded and beyond all points."""
+    found = [points[0][1]] * points[0][0]
+    for (left, low), (right, high) in pairwise(points):
+        slope = (high - low) / (right - left)
+        found += [low + slope * step for step in range(right - left)]
+    return found + [points[-1][1]] * (count - len(found))
 
 
 def along(points: Points, rows: int) -> float:

@@ -6,16 +6,8 @@ All that runs for each token, so it is native: one call for all followers of a t
 proposal is worth a pass of the target is decided in `sources`.
 """
 
-from paceline.errors import MissingDependencyError
 from paceline.runtime.protocols import MAX_DRAFT_TOKENS
-
-try:
-    from paceline._native import SEPARATOR, Follower, IndexedText, Trust, WrittenText
-except ModuleNotFoundError as error:
-    raise MissingDependencyError(
-        "the extension module is not built into this installation of Paceline. Install it again "
-        "where there is a C++20 compiler."
-    ) from error
+from paceline.speculative.extension import SEPARATOR, Follower, IndexedText, Trust, WrittenText
 
 __all__ = ["MAX_PROPOSAL", "SEPARATOR", "Follower", "IndexedText", "Trust", "WrittenText"]
 
