@@ -460,7 +460,7 @@ def test_a_draft_that_is_cut_to_the_credit_is_weighed_anew():
     """What one token brings, not what the draft would have brought that cannot be paid for."""
     found = policy(COSTLY)
     run(found, lambda length: length, 60, COSTLY)
-    found.profiles.of("text").curve.slope, found.profiles.of("text").curve.intercept = 1.0, 0.0
+    margins(1.0, 0.0, found.profiles.of("text").curve)
     found.credit = 2.2 * found.decision.outlook.loss(1)
     plan = found.plan(context())
     assert plan.max_draft_tokens == 1
