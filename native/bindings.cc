@@ -5,6 +5,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -17,6 +18,7 @@
 #include <limits>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -348,6 +350,14 @@ std::tuple<std::vector<std::int32_t>, std::vector<double>> propose(const Trusted
   return {std::move(proposal.tokens), std::move(proposal.shares)};
 }
 
+std::optional<std::tuple<std::vector<std::int32_t>, std::size_t, double, double>> best_draft(
+    const WrittenText& written, std::vector<double> passes, double other_seconds,
+    double other_tokens, double best_rate) {
+  auto draft = written.best_draft({std::move(passes), other_seconds, other_tokens, best_rate});
+  if (!draft) return std::nullopt;
+  return {{std::move(draft->tokens), draft->follower, draft->expected_tokens, draft->seconds}};
+}
+
 // ---- Acceptance and draft lengths ----
 
 using Numbers = std::vector<double>;
@@ -570,14 +580,29 @@ void bind_texts(nb::module_& module) {
            "the\nshare that has this token too.");
   nb::class_<WrittenText>(module, "WrittenText",
                           "A text that is being written, and those who follow others meanwhile.")
-      .def(nb::init<>())
+      .def(nb::init<std::vector<std::int64_t>>(), "end_token_ids"_a = nb::make_tuple(),
+           "After one of these nothing is proposed.")
       .def_prop_ro("text", &WrittenText::text)
       .def("follow", &WrittenText::follow, "text"_a,
            "Follow a text from the next token on: the written one, or another that may grow too.")
-      .def("push", &WrittenText::push, "token_id"_a,
-           "The text goes on. Every token shows whether a proposal would have been right, so that\n"
-           "nothing need be drafted to learn.")
-      .def_prop_ro("first_trust", &WrittenText::first_trust, "The highest of all followers.");
+      .def(
+          "push",
+          [](WrittenText& written, std::int64_t token) {
+            written.push(token);
+            return written.has_proposal();
+          },
+          "token_id"_a,
+          "The text goes on. Every token shows whether a proposal would have been right, so that\n"
+          "nothing need be drafted to learn. Returns `has_proposal`.")
+      .def_prop_ro("has_proposal", &WrittenText::has_proposal,
+                   "Whether a draft is worth asking for.")
+      .def("best_draft", &best_draft, "passes"_a, "other_seconds"_a, "other_tokens"_a,
+           "best_rate"_a,
+           "The proposal with most tokens a second, if that is more than `best_rate`.\n\n"
+           "`passes` are seconds of the round's pass by tokens of the draft, from none to as many\n"
+           "as there is room for, ascending; `other_seconds` are those of the rest of the round,\n"
+           "`other_tokens` what its other sequences are expected to emit. Returns the draft, the\n"
+           "number of its follower, what this sequence is expected to emit, seconds of the round.");
 }
 
 // Copies know no more of each other: `copy.deepcopy`, for simulations.

@@ -193,6 +193,7 @@ Proposal Follower::propose(std::int64_t limit) const {
   std::vector<std::int32_t>& tokens = proposal.tokens;
   const Place first = places_[0];
   const auto stop = static_cast<Place>(std::min<std::int64_t>(text_->size(), first + limit));
+  tokens.reserve(static_cast<std::size_t>(limit));
   for (Place at = first; at < stop && text_->token(at) != kSeparator; ++at) {
     tokens.push_back(text_->token(at));
   }
@@ -208,6 +209,7 @@ Proposal Follower::propose(std::int64_t limit) const {
 
 std::vector<double> Follower::shares(const std::vector<std::int32_t>& proposed) const {
   std::vector<double> shares;
+  shares.reserve(proposed.size());
   Places agreeing = places_;  // the first always does
   for (std::size_t ahead = 0; ahead < proposed.size(); ++ahead) {
     int kept = 1;

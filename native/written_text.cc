@@ -61,6 +61,39 @@ double TrustedFollower::first_trust() const {
   return own_->factor(follower_.match_length()) * follower_.next_share();
 }
 
+bool TrustedFollower::may_pay(const RoundOffer& offer) const {
+  if (offer.room() <= 0) return false;
+  const double trust = first_trust();
+  if (trust < kLeastTrust) return false;
+  const double most_tokens = 1.0 + static_cast<double>(offer.room()) * trust;
+  return offer.rate(1, most_tokens) >= offer.best_rate;
+}
+
+std::optional<TextDraft> TrustedFollower::best_draft(
+    const RoundOffer& offer, const std::vector<std::int64_t>& end_tokens) const {
+  if (!may_pay(offer)) return std::nullopt;
+  TextDraft draft;
+  auto [tokens, shares] = follower_.propose(offer.room());
+  std::size_t length = 0;
+  double survival = 1.0, expected = 1.0, best_rate = kMargin * offer.best_rate;
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    survival *= own_->factor(follower_.match_length() + static_cast<int>(i)) * shares[i];
+    if (survival < kLeastSurvival) break;
+    expected += survival;
+    if (const double rate = offer.rate(i + 1, expected); rate > best_rate) {
+      best_rate = rate;
+      length = i + 1;
+      draft.expected_tokens = expected;
+    }
+    if (std::find(end_tokens.begin(), end_tokens.end(), tokens[i]) != end_tokens.end()) break;
+  }
+  if (length == 0) return std::nullopt;
+  tokens.resize(length);
+  draft.seconds = offer.seconds(length);
+  draft.tokens = std::move(tokens);
+  return draft;
+}
+
 void TrustedFollower::turn_to(std::shared_ptr<Trust> own, std::shared_ptr<Trust> shared) {
   if (!own || !shared) throw std::invalid_argument("a follower needs both trusts.");
   own_ = std::move(own);
@@ -89,10 +122,22 @@ void WrittenText::push(std::int64_t token) {
   for (const auto& follower : followers_) follower->advance(text_->last());
 }
 
-double WrittenText::first_trust() const {
-  double highest = 0.0;
-  for (const auto& follower : followers_) highest = std::max(highest, follower->first_trust());
-  return highest;
+bool WrittenText::has_proposal() const {
+  return std::any_of(followers_.begin(), followers_.end(), [](const auto& follower) {
+    return follower->first_trust() >= kLeastTrust;
+  });
+}
+
+std::optional<TextDraft> WrittenText::best_draft(RoundOffer offer) const {
+  std::optional<TextDraft> best;
+  for (std::size_t i = 0; i < followers_.size(); ++i) {
+    std::optional<TextDraft> draft = followers_[i]->best_draft(offer, end_tokens_);
+    if (!draft) continue;
+    draft->follower = i;
+    offer.best_rate = offer.rate(draft->tokens.size(), draft->expected_tokens);
+    best = std::move(draft);
+  }
+  return best;
 }
 
 }  // namespace paceline

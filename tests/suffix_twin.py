@@ -1,13 +1,13 @@
 """The slow twin of native/suffix.cc and native/written_text.cc, to be read beside them.
 
 Ends of texts are numbers here, tables are dictionaries. `WrittenText` and its followers answer what
-the native ones do, to the bit.
+the native ones do, to the bit; drafts to the rounding of their sums.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LONG, SHORT = 6, 3
 MAX_PLACES = 4
@@ -37,6 +37,12 @@ SHARED_MEMORY = 1 - 1 / 256
 SHARED_EVERY = 4
 """What one sequence has seen counts as at most 64 observations, and as 16 for a new one. All
 sequences together remember 256 of every fourth."""
+
+LEAST_TRUST = 0.1
+LEAST_SURVIVAL = 0.02
+MARGIN = 1.02
+"""Less likely first tokens are not proposed, nor is what hangs on so many that it hardly counts. A
+draft must promise more than what it replaces by the margin."""
 
 
 class TextEnd:
@@ -280,12 +286,39 @@ class TrustedFollower(Follower):
                 self._shared_trust.record(self.match_length, share, right)
         super().push(token_id)
 
+    def best_draft(
+        self,
+        passes: Sequence[float],
+        other_seconds: float,
+        other_tokens: float,
+        best_rate: float,
+        end_token_ids: Sequence[int],
+    ) -> tuple[list[int], float, float] | None:
+        """The proposal with most tokens a second, what it is expected to emit, and its seconds."""
+        if self.first_trust < LEAST_TRUST:
+            return None
+        tokens, shares = self.propose(max(0, len(passes) - 1))
+        survival, expected, best, draft = 1.0, 1.0, MARGIN * best_rate, None
+        for count, (token_id, share) in enumerate(zip(tokens, shares, strict=True), 1):
+            survival *= self._own_trust.factor(self.match_length + count - 1) * share
+            if survival < LEAST_SURVIVAL:
+                break
+            expected += survival
+            seconds = passes[count] + other_seconds
+            rate = (other_tokens + expected) / seconds
+            if rate > best:
+                best, draft = rate, (tokens[:count], expected, seconds)
+            if token_id in end_token_ids:
+                break
+        return draft
+
 
 class WrittenText:
     """A text that is being written, and those who follow others meanwhile."""
 
-    def __init__(self) -> None:
+    def __init__(self, end_token_ids: Sequence[int] = ()) -> None:
         self.text = IndexedText()
+        self._end_token_ids = end_token_ids
         self._followers: list[TrustedFollower] = []
 
     def follow(self, text: IndexedText) -> TrustedFollower:
@@ -293,11 +326,30 @@ class WrittenText:
         self._followers.append(follower)
         return follower
 
-    def push(self, token_id: int) -> None:
+    def push(self, token_id: int) -> bool:
         self.text.append(token_id)
         for follower in self._followers:
             follower.push(token_id)
+        return self.has_proposal
 
     @property
-    def first_trust(self) -> float:
-        return max((follower.first_trust for follower in self._followers), default=0.0)
+    def has_proposal(self) -> bool:
+        return any(follower.first_trust >= LEAST_TRUST for follower in self._followers)
+
+    def best_draft(
+        self,
+        passes: Sequence[float],
+        other_seconds: float,
+        other_tokens: float,
+        best_rate: float,
+    ) -> tuple[list[int], int, float, float] | None:
+        best = None
+        for number, follower in enumerate(self._followers):
+            found = follower.best_draft(
+                passes, other_seconds, other_tokens, best_rate, self._end_token_ids
+            )
+            if found is not None:
+                tokens, expected, seconds = found
+                best = (tokens, number, expected, seconds)
+                best_rate = (other_tokens + expected) / seconds
+        return best

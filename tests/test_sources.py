@@ -1,7 +1,7 @@
 """Text that is known already is drafted where it pays, and trusted as much as its matches merit."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -14,14 +14,14 @@ from paceline.speculative.sources import (
     TextSources,
     text_drafts,
 )
-from paceline.speculative.suffix import IndexedText, Trust
+from paceline.speculative.suffix import MAX_PROPOSAL, IndexedText, Trust
 from suffix_twin import BUCKET_STARTS, MEMORY, SHARED_WEIGHT, STARTING_TRUST
 
 PASSAGE = list(range(100, 160))
 
 
-def seconds(row_cost=0.1):
-    return lambda rows: 1.0 + row_cost * rows
+def passes(row_cost=0.1, room=MAX_PROPOSAL):
+    return [1.0 + row_cost * rows for rows in range(1 + room)]
 
 
 def written(sources, tokens):
@@ -30,8 +30,8 @@ def written(sources, tokens):
     return sources
 
 
-def draft(sources, *, kind="prose", room=15, row_cost=0.1, rate=1.0, other_tokens=0.0):
-    return sources.draft(kind, room, seconds(row_cost), rate, other_tokens)
+def draft(sources, *, kind="prose", room=MAX_PROPOSAL, row_cost=0.1, rate=1.0, other_tokens=0.0):
+    return sources.draft(kind, passes(row_cost, room), 0.0, other_tokens, rate)
 
 
 def test_a_quoted_passage_is_drafted():
@@ -41,7 +41,7 @@ def test_a_quoted_passage_is_drafted():
     assert found.token_ids == tuple(PASSAGE[20 : 20 + len(found.token_ids)])
     assert len(found.token_ids) > 3
     assert 2.0 < found.expected_tokens < 1 + len(found.token_ids)
-    assert found.seconds == seconds()(len(found.token_ids))
+    assert found.seconds == passes()[len(found.token_ids)]
 
 
 def test_a_text_without_repeats_proposes_nothing():
@@ -94,7 +94,7 @@ def test_matches_that_fail_are_trusted_no_more_until_they_hold_again():
 def test_what_one_sequence_learns_another_starts_from():
     shared = SharedTrust()
     sources = TextSources([1], shared)
-    sources.draft("prose", 1, seconds(), 0.0)
+    draft(sources)
     for token in range(1000, 1200):
         written(sources, [6, 7, 8, token])
     new = written(TextSources([6, 7, 8, 9], shared), [6, 7, 8])
@@ -135,7 +135,7 @@ def test_the_expected_acceptance_is_the_observed_one():
             sources, [2, 3, 4, 5 if generator.random() < 0.7 else generator.randrange(99, 10**6)]
         )
     written(sources, [2, 3, 4])
-    found = sources.draft("", 1, seconds(0.0), 0.0)
+    found = draft(sources, kind="", room=1, row_cost=0.0, rate=0.0)
     assert found.token_ids == (5,)
     assert found.expected_tokens - 1 == pytest.approx(0.7, abs=0.23)
 
@@ -212,6 +212,20 @@ NO_PLAN = DraftPlan(max_draft_tokens=0)
 def test_the_better_of_plan_and_text_is_taken(plan, drafts):
     (found,) = text_drafts([quoting()], [context()], [plan], Curve())
     assert (found is not None) == drafts
+
+
+@pytest.mark.parametrize("expected_tokens", [1.0, 2.0, 3.0, 9.0])
+@pytest.mark.parametrize("num_planned", [0, 1, 4])
+def test_the_short_way_of_one_sequence_alone_leads_where_the_long_one_does(
+    num_planned, expected_tokens
+):
+    """A plan that tells its seconds goes the short way, one that leaves them to the costs the long
+    one."""
+    untold = DraftPlan(max_draft_tokens=num_planned, expected_tokens=expected_tokens)
+    seconds = 1.0 + 0.1 * num_planned + 0.01 + 0.02 * (num_planned > 0) + 0.05 * num_planned
+    told = replace(untold, expected_s=seconds)
+    results = [text_drafts([quoting()], [context()], [plan], Curve()) for plan in (untold, told)]
+    assert results[0] == results[1]
 
 
 def test_a_probe_is_no_excuse_for_a_text_that_does_not_pay():

@@ -313,7 +313,9 @@ class Follower:
 class WrittenText:
     """A text that is being written, and those who follow others meanwhile."""
 
-    def __init__(self) -> None: ...
+    def __init__(self, end_token_ids: Sequence[int] = ()) -> None:
+        """After one of these nothing is proposed."""
+
     @property
     def text(self) -> IndexedText: ...
     def follow(self, text: IndexedText) -> Follower:
@@ -321,15 +323,27 @@ class WrittenText:
         Follow a text from the next token on: the written one, or another that may grow too.
         """
 
-    def push(self, token_id: int) -> None:
+    def push(self, token_id: int) -> bool:
         """
         The text goes on. Every token shows whether a proposal would have been right, so that
-        nothing need be drafted to learn.
+        nothing need be drafted to learn. Returns `has_proposal`.
         """
 
     @property
-    def first_trust(self) -> float:
-        """The highest of all followers."""
+    def has_proposal(self) -> bool:
+        """Whether a draft is worth asking for."""
+
+    def best_draft(
+        self, passes: Sequence[float], other_seconds: float, other_tokens: float, best_rate: float
+    ) -> tuple[list[int], int, float, float] | None:
+        """
+        The proposal with most tokens a second, if that is more than `best_rate`.
+
+        `passes` are seconds of the round's pass by tokens of the draft, from none to as many
+        as there is room for, ascending; `other_seconds` are those of the rest of the round,
+        `other_tokens` what its other sequences are expected to emit. Returns the draft, the
+        number of its follower, what this sequence is expected to emit, seconds of the round.
+        """
 
 LARGEST_OFFSET: float = 5.0
 

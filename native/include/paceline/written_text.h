@@ -1,10 +1,13 @@
 // A text that is being written, and the texts that it may follow: what each token says about how
-// far their matches can be trusted. Nothing need be drafted to learn.
+// far their matches can be trusted, and what a round should draft from them. Nothing need be drafted
+// to learn.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "paceline/suffix.h"
@@ -25,6 +28,11 @@ constexpr double kSharedWeight = 16.0;
 constexpr double kMemory = 1.0 - 1.0 / 64;
 constexpr double kSharedMemory = 1.0 - 1.0 / 256;
 constexpr std::int64_t kSharedEvery = 4;
+// Less likely first tokens are not proposed, nor is what hangs on so many that it hardly counts. A
+// draft must promise more than what it replaces by the margin.
+constexpr double kLeastTrust = 0.1;
+constexpr double kLeastSurvival = 0.02;
+constexpr double kMargin = 1.02;
 
 // How often the token after a match was right, by the length of the match.
 //
@@ -46,6 +54,31 @@ class Trust {
   std::array<double, kNumBuckets> right_, expected_;
 };
 
+// A round without a draft of this text: what a draft is weighed against.
+struct RoundOffer {
+  std::vector<double> passes;  // seconds of the pass by tokens drafted, from none on, ascending
+  double other_seconds = 0.0;  // of the rest of the round
+  double other_tokens = 0.0;   // that the other sequences are expected to emit
+  double best_rate = 0.0;      // tokens a second that a draft must exceed
+
+  // The longest draft that may be made.
+  std::int64_t room() const { return static_cast<std::int64_t>(passes.size()) - 1; }
+  // Of the round with so many tokens drafted, at most `room()`.
+  double seconds(std::size_t count) const { return passes[count] + other_seconds; }
+  // Tokens a second with a draft of so many tokens, of which this sequence emits `expected`.
+  double rate(std::size_t count, double expected) const {
+    return (other_tokens + expected) / seconds(count);
+  }
+};
+
+// A proposal that pays.
+struct TextDraft {
+  std::vector<std::int32_t> tokens;
+  double expected_tokens = 1.0;  // of this sequence in the round, the bonus token included
+  double seconds = 0.0;          // of the round
+  std::size_t follower = 0;      // who proposes it, by the order of `follow`
+};
+
 // A follower, and what this sequence and all of them have learned about it.
 class TrustedFollower {
  public:
@@ -54,6 +87,10 @@ class TrustedFollower {
   const Follower& follower() const { return follower_; }
   // The chance of the first token of a proposal; 0 if there is none.
   double first_trust() const;
+  // The proposal with most tokens a second, if that is more than the best rate by kMargin. Nothing
+  // is proposed after one of `end_tokens`.
+  std::optional<TextDraft> best_draft(const RoundOffer& offer,
+                                      const std::vector<std::int64_t>& end_tokens) const;
 
   // Another kind of text is being written. Throws std::invalid_argument without either.
   void turn_to(std::shared_ptr<Trust> own, std::shared_ptr<Trust> shared);
@@ -63,6 +100,7 @@ class TrustedFollower {
 
  private:
   void learn(bool right);
+  bool may_pay(const RoundOffer& offer) const;
 
   Follower follower_;
   std::shared_ptr<Trust> own_, shared_;
@@ -71,7 +109,8 @@ class TrustedFollower {
 
 class WrittenText {
  public:
-  WrittenText() : text_(std::make_shared<IndexedText>()) {}
+  explicit WrittenText(std::vector<std::int64_t> end_tokens = {})
+      : text_(std::make_shared<IndexedText>()), end_tokens_(std::move(end_tokens)) {}
 
   // What was written so far, to be extended by its owner before anybody follows.
   const std::shared_ptr<IndexedText>& text() const { return text_; }
@@ -79,11 +118,14 @@ class WrittenText {
   std::shared_ptr<TrustedFollower> follow(std::shared_ptr<const IndexedText> text);
   // One more token. Throws std::invalid_argument as IndexedText does.
   void push(std::int64_t token);
-  // The highest of all followers.
-  double first_trust() const;
+  // Whether a draft is worth asking for.
+  bool has_proposal() const;
+  // The best draft of all followers, the first of equals.
+  std::optional<TextDraft> best_draft(RoundOffer offer) const;
 
  private:
   std::shared_ptr<IndexedText> text_;
+  std::vector<std::int64_t> end_tokens_;
   std::vector<std::shared_ptr<TrustedFollower>> followers_;
 };
 

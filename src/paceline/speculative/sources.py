@@ -1,13 +1,14 @@
 """Drafts from text that is known already: what was written before, or a text given as prediction.
 
-Keeps a follower for each such text, learns how far their matches can be trusted, and proposes
-where that promises more tokens a second than the drafter does. A proposal is verified as any
-draft is, so that it cannot change the text. Knows tokens and seconds; no files and no tensors.
+Keeps a follower for each such text, learns for each kind of text how far their matches can be
+trusted, and proposes where that promises more tokens a second than the drafter does. A proposal is
+verified as any draft is, so that it cannot change the text. Knows tokens and seconds; no files and
+no tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,13 +21,6 @@ SUFFIX = "suffix"
 PREDICTION = "prediction"
 EARLIER = "earlier"
 
-LEAST_TRUST = 0.1
-LEAST_SURVIVAL = 0.02
-MARGIN = 1.02
-
-Seconds = Callable[[int], float]
-"""Of a round whose pass has so many rows, without a drafter."""
-
 
 class SharedTrust:
     """What all sequences have learned, by source and kind of text."""
@@ -38,87 +32,19 @@ class SharedTrust:
         return self._trusts.setdefault((source, kind), Trust())
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(slots=True)
 class TextDraft:
     """A proposal that pays.
 
     Args:
-        expected_tokens: that a round with it emits, the bonus token included.
+        expected_tokens: that this sequence emits in a round with it, the bonus token included.
+        seconds: of the round.
     """
 
     token_ids: tuple[int, ...]
     source: str
     expected_tokens: float
     seconds: float
-
-
-class TextSource:
-    """One text to draft from, as one sequence uses it."""
-
-    def __init__(
-        self,
-        name: str,
-        follower: Follower,
-        shared: SharedTrust,
-        end_token_ids: frozenset[int] = frozenset(),
-    ) -> None:
-        self._name = name
-        self._follower = follower
-        self._shared = shared
-        self._end_token_ids = end_token_ids
-        self._trusts: dict[str, tuple[Trust, Trust]] = {}
-        self.turn_to("")
-
-    def turn_to(self, kind: str) -> None:
-        """Another kind of text is being written."""
-        if kind not in self._trusts:
-            shared = self._shared.of(self._name, kind)
-            self._trusts[kind] = (shared.of_new_sequence(), shared)
-        self._trust, shared = self._trusts[kind]
-        self._follower.turn_to(self._trust, shared)
-
-    def draft(
-        self, room: int, seconds: Seconds, best_rate: float, other_tokens: float
-    ) -> TextDraft | None:
-        """The proposal with most tokens a second, if that is more than `best_rate`.
-
-        Args:
-            seconds: of the round with so many more rows than without this sequence's draft.
-            other_tokens: that the round's other sequences are expected to emit.
-        """
-        first = self._follower.first_trust
-        if room <= 0 or first < LEAST_TRUST:
-            return None
-        longest = 1 + MAX_PROPOSAL * first
-        if other_tokens + longest < best_rate * seconds(1):
-            return None
-        return self._longest_that_pays(room, seconds, best_rate, other_tokens)
-
-    def _longest_that_pays(
-        self, room: int, seconds: Seconds, best_rate: float, other_tokens: float
-    ) -> TextDraft | None:
-        tokens, shares = self._follower.propose(min(room, MAX_PROPOSAL))
-        survival, expected, best = 1.0, 1.0, best_rate * MARGIN
-        length, draft = self._follower.match_length, None
-        for count, share in enumerate(shares, 1):
-            survival *= self._trust.factor(length + count - 1) * share
-            if survival < LEAST_SURVIVAL:
-                break
-            expected += survival
-            rate = (other_tokens + expected) / seconds(count)
-            if rate > best:
-                best, draft = rate, (count, expected)
-            if tokens[count - 1] in self._end_token_ids:
-                break
-        if draft is None:
-            return None
-        count, expected = draft
-        return TextDraft(
-            token_ids=tuple(tokens[:count]),
-            source=self._name,
-            expected_tokens=expected,
-            seconds=seconds(count),
-        )
 
 
 class RoundCurve(Protocol):
@@ -161,49 +87,68 @@ class TextSources:
         earlier: IndexedText | None = None,
         end_token_ids: frozenset[int] = frozenset(),
     ) -> None:
-        self._written = WrittenText()
+        self._written = WrittenText(sorted(end_token_ids))
         self._written.text.extend(prompt[:-1])
-        self._sources: list[TextSource] = []
-        self._kind = ""
-
-        def add(name: str, text: IndexedText) -> Follower:
-            follower = self._written.follow(text)
-            self._sources.append(TextSource(name, follower, shared, end_token_ids))
-            return follower
-
-        add(SUFFIX, self._written.text)
+        self._shared = shared
+        self._names: list[str] = []
+        self._followers: list[Follower] = []
+        self._trusts: dict[str, list[tuple[Trust, Trust]]] = {}
+        self._follow(SUFFIX, self._written.text)
         if earlier is not None:
-            add(EARLIER, earlier)
+            self._follow(EARLIER, earlier)
         for token_id in prompt[-1:]:
             self.push(token_id)
         if prediction:
             predicted = IndexedText()
             predicted.extend(prediction)
-            add(PREDICTION, predicted).start_at(0)
+            self._follow(PREDICTION, predicted).start_at(0)
+        self._turn_to("")
+        self.has_proposal = self._written.has_proposal
+        """Whether a draft is worth asking for."""
 
-    @property
-    def has_proposal(self) -> bool:
-        """Whether a source is worth asking."""
-        return self._written.first_trust >= LEAST_TRUST
+    def _follow(self, name: str, text: IndexedText) -> Follower:
+        follower = self._written.follow(text)
+        self._names.append(name)
+        self._followers.append(follower)
+        return follower
+
+    def _turn_to(self, kind: str) -> None:
+        """Another kind of text is being written: what is learned of it is kept apart."""
+        self._kind = kind
+        if kind not in self._trusts:
+            shared = [self._shared.of(name, kind) for name in self._names]
+            self._trusts[kind] = [(trust.of_new_sequence(), trust) for trust in shared]
+        for follower, trusts in zip(self._followers, self._trusts[kind], strict=True):
+            follower.turn_to(*trusts)
 
     def push(self, token_id: int) -> None:
         """The text goes on."""
-        self._written.push(token_id)
+        self.has_proposal = self._written.push(token_id)
 
     def draft(
-        self, kind: str, room: int, seconds: Seconds, rate: float, other_tokens: float = 0.0
+        self,
+        kind: str,
+        passes: Sequence[float],
+        other_seconds: float,
+        other_tokens: float,
+        best_rate: float,
     ) -> TextDraft | None:
-        """The best proposal of all sources, if it promises more tokens a second than `rate`."""
+        """The best proposal of all sources, if it promises more tokens a second than `best_rate`.
+
+        Args:
+            kind: of the text that is being written.
+            passes: seconds of the round's pass by tokens of the draft, from none to as many as
+                there is room for, ascending.
+            other_seconds: of the rest of the round.
+            other_tokens: that the round's other sequences are expected to emit.
+        """
         if kind != self._kind:
-            self._kind = kind
-            for source in self._sources:
-                source.turn_to(kind)
-        best = None
-        for source in self._sources:
-            found = source.draft(room, seconds, rate, other_tokens)
-            if found is not None:
-                best, rate = found, (other_tokens + found.expected_tokens) / found.seconds
-        return best
+            self._turn_to(kind)
+        found = self._written.best_draft(passes, other_seconds, other_tokens, best_rate)
+        if found is None:
+            return None
+        token_ids, follower, expected_tokens, seconds = found
+        return TextDraft(tuple(token_ids), self._names[follower], expected_tokens, seconds)
 
 
 class _Outlook:
@@ -227,13 +172,13 @@ class _Outlook:
         plain = len(self._tokens) / (self._curve.passes[0] + self._curve.overhead)
         return max(plain, sum(self._tokens) / self._seconds)
 
-    def others(self, index: int) -> tuple[Seconds, float]:
-        """Seconds by rows of this sequence's draft, which costs nothing; tokens of the others."""
+    def others(self, index: int, room: int) -> tuple[Sequence[float], float, float]:
+        """What `TextSources.draft` wants to know: this sequence's draft is no work of the drafter,
+        and at most `room` tokens."""
         rows = sum(self._rows) - self._rows[index]
         drafts_s = self._drafts_s([*self._steps[:index], *self._steps[index + 1 :]])
-        passes = self._curve.passes
         other_tokens = sum(self._tokens) - self._tokens[index]
-        return lambda more: passes[rows + more] + drafts_s, other_tokens
+        return self._curve.passes[rows : rows + 1 + room], drafts_s, other_tokens
 
     def _drafts_s(self, steps: Sequence[int]) -> float:
         curve, drafting = self._curve, sum(n > 0 for n in steps)
@@ -253,20 +198,38 @@ def text_drafts(
     """For each sequence of a round the proposal that pays better than its plan, if one does.
 
     A plan that does not say what it expects is taken for one that expects nothing of its draft.
+
+    Cost: one sequence alone waits for this before each of its passes, which may take no longer
+    than 300 us and leave none of it in the processor's caches. So it gets a short way.
     """
+    if len(sources) == 1 and plans[0].expected_s is not None:
+        return [_draft_alone(sources[0], contexts[0], plans[0], costs)]
     drafts: list[TextDraft | None] = [None] * len(sources)
     asked = [(i, s) for i, s in enumerate(sources) if s is not None and s.has_proposal]
     if not asked:
         return drafts
     count = len(contexts)
     mean_length = sum(context.context_length for context in contexts) // count
-    curve = costs.curve(mean_length, count, MAX_PROPOSAL * count)
-    outlook = _Outlook(contexts, plans, curve)
+    outlook = _Outlook(contexts, plans, costs.curve(mean_length, count, MAX_PROPOSAL * count))
     for index, source in asked:
         context = contexts[index]
-        seconds, other_tokens = outlook.others(index)
-        draft = source.draft(context.kind, context.text_room, seconds, outlook.rate, other_tokens)
+        others = outlook.others(index, context.text_room)
+        draft = source.draft(context.kind, *others, outlook.rate)
         if draft is not None:
             drafts[index] = draft
             outlook.take(index, draft)
     return drafts
+
+
+def _draft_alone(
+    source: TextSources | None, context: DraftContext, plan: DraftPlan, costs: RoundCosts
+) -> TextDraft | None:
+    """What `_Outlook` comes to in a round of one sequence."""
+    if source is None or not source.has_proposal:
+        return None
+    assert plan.expected_s is not None
+    curve = costs.curve(context.context_length, 1, MAX_PROPOSAL)
+    passes, overhead = curve.passes, curve.overhead
+    plain, planned = 1 / (passes[0] + overhead), plan.expected_tokens / plan.expected_s
+    best_rate = plain if plain > planned else planned
+    return source.draft(context.kind, passes[: 1 + context.text_room], overhead, 0.0, best_rate)

@@ -2,8 +2,9 @@
 
 An `IndexedText` finds the places. A `WrittenText` grows by a token at a time, and each `Follower`
 keeps up with the places of one text meanwhile and learns in a `Trust` how often they were right.
-All that runs for each token, so it is native: one call for all followers of a text. Whether a
-proposal is worth a pass of the target is decided in `sources`.
+All that runs for each token, and whether a proposal is worth a pass of the target is decided before
+each pass, so both are native: one call for all followers of a text. What the round is worth without
+a proposal is known in `sources`.
 """
 
 from paceline.runtime.protocols import MAX_DRAFT_TOKENS
