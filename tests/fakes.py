@@ -265,7 +265,7 @@ class ScriptedDrafter:
 class SettledCosts(CostModel):
     """Costs that stay what they are, so that a test does not depend on the machine."""
 
-    def observe(self, cost: RoundCost, is_steady: bool = True) -> None:
+    def observe(self, cost: RoundCost, is_steady: bool = True, num_rounds: int = 1) -> None:
         pass
 
 

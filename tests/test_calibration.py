@@ -111,7 +111,7 @@ def test_a_clock_that_runs_backwards_measures_nothing():
 def test_the_scratch_leaves_nothing_behind():
     """Every pass stands where the last one did: as many rows, at the same place."""
     target = FakeTarget()
-    calibrate(target, None, TEXT, budget_s=0.0)
+    calibrate(target, None, TEXT, budget_s=0.0, clock=Clock(target))
     (prompt,), (warm_up,), *passes = target.passes
     assert (prompt, warm_up) == (32, max(ROWS))
     assert [rows for (rows,) in passes] == [1, 1, 2, 2, 3, 5, 8, 16] * MIN_SWEEPS

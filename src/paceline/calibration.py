@@ -24,9 +24,9 @@ from paceline.sampling import DrawRule
 from paceline.speculative.costs import is_usable
 
 ROWS = (1, 2, 3, 5, 8, 16)
-STEADY = (1, 2)
-"""Run twice in a row, of which the second counts: what ran before had another shape, and left the
-processor's caches to it."""
+STEADY, STEADY_S = (1, 2), 0.002
+"""These run for so many seconds, once at least, before they are measured: what ran before had another
+shape, and left the processor's caches to it."""
 
 PROMPT_TOKENS = 32
 BUDGET_S = 1.0
@@ -74,7 +74,7 @@ def calibrate(
     while sweeps < MIN_SWEEPS or (sweeps < MAX_SWEEPS and clock() - started < budget_s):
         for rows in passes:
             if rows in STEADY:
-                scratch.round_s(rows)
+                scratch.settle(rows)
             steps, draft_s, pass_s = scratch.round_s(rows)
             passes[rows].append(pass_s)
             if steps:
@@ -114,6 +114,13 @@ class _Scratch:
         steps = min(rows - 1, self._limit)
         draft_s = self.draft_s(steps) if steps else 0.0
         return steps, draft_s, self.pass_s(rows)
+
+    def settle(self, rows: int) -> None:
+        """Run rounds of this shape until the caches hold what they need."""
+        started = self._clock()
+        self.round_s(rows)
+        while 0.0 <= self._clock() - started < STEADY_S:
+            self.round_s(rows)
 
     def pass_s(self, rows: int) -> float:
         token_ids = self._token_ids[self._length : self._length + rows]

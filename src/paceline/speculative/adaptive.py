@@ -370,7 +370,8 @@ class AdaptiveDraftLength:
         drafted_before = self._last_drafted
         if middle:
             drafted_before = outcomes[middle - 1].cost.num_draft_steps > 0
-        self.costs.observe(cost, is_steady=drafted_before == (cost.num_draft_steps > 0))
+        is_steady = drafted_before == (cost.num_draft_steps > 0)
+        self.costs.observe(cost, is_steady, len(outcomes))
         self._last_drafted = outcomes[-1].cost.num_draft_steps > 0
 
     def _learn_from(self, drafts: Sequence[RoundOutcome], decision: Decision) -> None:

@@ -373,12 +373,13 @@ class CostModel:
 
     # --- Learning -------------------------------------------------------------------------------
 
-    def observe(self, cost: RoundCost, is_steady: bool = True) -> None:
+    def observe(self, cost: RoundCost, is_steady: bool = True, num_rounds: int = 1) -> None:
         """Learn from a round, once, however many of its sequences tell of it.
 
         Args:
             is_steady: it followed another one that had drafts too, or none too. One that did not
                 may be slow for that reason alone: the processor's caches held something else.
+            num_rounds: of its kind that it stands for.
         """
         if cost is self._last:
             return
@@ -388,7 +389,7 @@ class CostModel:
             return
         bucket = self._bucket(cost.context_length.bit_length(), cost.num_sequences)
         is_plain = cost.num_rows == cost.num_sequences
-        bucket.since_plain = 0 if is_plain else bucket.since_plain + 1
+        bucket.since_plain = 0 if is_plain else bucket.since_plain + num_rounds
         changed = False
         if is_usable(cost.verify_s):
             cell = bucket.cell(cost.num_rows)
