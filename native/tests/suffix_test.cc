@@ -130,6 +130,27 @@ TEST(trust_moves_towards_what_was_seen) {
   CHECK(trust.factor(0) == 1.0);
 }
 
+TEST(a_draft_is_as_long_as_pays_and_ends_with_its_text) {
+  const Tokens quoted{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12};
+  const RoundOffer cheap{{1.0, 1.01, 1.02, 1.03, 1.04}, 0.5, 0.0, 0.1};
+  const auto draft_of = [&](const Tokens& end_tokens, const RoundOffer& offer) {
+    WrittenText written(end_tokens);
+    written.follow(indexed({}));
+    written.follow(indexed(quoted));
+    for (int i = 0; i < 6; ++i) written.push(quoted[static_cast<std::size_t>(i)]);
+    return written.best_draft(offer);
+  };
+  const auto draft = draft_of({}, cheap);
+  CHECK(draft && (draft->tokens == std::vector<std::int32_t>{7, 8, 9, 10}));
+  CHECK(draft && draft->follower == 1 && draft->seconds == 1.04 + 0.5);
+  const auto ended = draft_of({8}, cheap);
+  CHECK(ended && (ended->tokens == std::vector<std::int32_t>{7, 8}));
+  const auto shortened = draft_of({}, {{1.0, 1.01, 9.0}, 0.5, 0.0, 0.1});
+  CHECK(shortened && (shortened->tokens == std::vector<std::int32_t>{7}));
+  CHECK(!draft_of({}, {{1.0, 1.01}, 0.5, 0.0, 9.0}));  // what it replaces is better
+  CHECK(!draft_of({}, {{1.0}, 0.5, 0.0, 0.1}) && !draft_of({}, {}));  // no room
+}
+
 TEST(what_is_wrong_is_refused_and_nothing_changes) {
   WrittenText written;
   const auto trusted = written.follow(indexed({1, 2}));

@@ -25,8 +25,8 @@ from paceline.speculative.costs import is_usable
 
 ROWS = (1, 2, 3, 5, 8, 16)
 STEADY, STEADY_S = (1, 2), 0.002
-"""These run for so many seconds, once at least, before they are measured: what ran before had another
-shape, and left the processor's caches to it."""
+"""These run for so many seconds, once at least, before they are measured: what ran before had
+another shape, and left the processor's caches to it."""
 
 PROMPT_TOKENS = 32
 BUDGET_S = 1.0

@@ -1,6 +1,6 @@
 // A text that is being written, and the texts that it may follow: what each token says about how
-// far their matches can be trusted, and what a round should draft from them. Nothing need be drafted
-// to learn.
+// far their matches can be trusted, and what a round should draft from them. To learn, nothing need
+// be drafted.
 #pragma once
 
 #include <array>
