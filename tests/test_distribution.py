@@ -18,6 +18,7 @@ import pytest
 
 from paceline import sampling
 from paceline.sampling import Choice, DrawRule, Sampler, SamplingParams, draw
+from paceline.score_row import NumpyScoreRow
 from paceline.speculative.round import verify
 
 # --- A finite world -----------------------------------------------------------------------------
@@ -411,6 +412,7 @@ def test_choices_follow_the_renormalised_filter():
 def test_the_softmax_check_fails_on_planted_noise(monkeypatch, key):
     noise = sampling.gumbel
     monkeypatch.setattr(sampling, "gumbel", lambda *args: noise(*key(*args)))
+    monkeypatch.setattr(sampling, "score_row", NumpyScoreRow)  # native rows have their own noise
     tokens, probabilities = chosen_tokens(SamplingParams()), softmax(P_LOGITS)
     marginal = marginal_statistic(tokens, probabilities)
     pairs = pair_statistic(tokens, probabilities)

@@ -20,6 +20,7 @@ from paceline.noise import gumbel
 from paceline.runtime.protocols import Rows
 from paceline.runtime.torch.cache import LayerStore
 from paceline.sampling import SamplingParams
+from paceline.score_row import NumpyScoreRow
 from paceline.speculative import round as rounds
 from paceline.speculative.round import Verdict
 from tiny_pair import VOCAB_SIZE, WINDOW, tiny_pair
@@ -35,6 +36,8 @@ def noise_keyed_by_call_count(monkeypatch):
     calls = count()
     planted = lambda seed, position, ids: gumbel(seed, next(calls), ids)  # noqa: E731
     monkeypatch.setattr("paceline.sampling.gumbel", planted)
+    # Native rows know the noise themselves, and would leave the planted one nothing to decide.
+    monkeypatch.setattr("paceline.sampling.score_row", NumpyScoreRow)
 
 
 def bonus_from(row_of):

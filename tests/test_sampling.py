@@ -19,6 +19,7 @@ from paceline.sampling import (
     draw,
     random_seed,
 )
+from paceline.score_row import NumpyScoreRow, score_row
 
 INF = math.inf
 
@@ -232,7 +233,8 @@ def test_filters_keep_what_transformers_keeps():
         ):
             row = step(torch.tensor([prompt]), row)
         sampler = sampler_of(params, vocab_size=100, prompt=prompt)
-        ids, _ = sampling._filtered(sampler._processed(logits), params)
+        scores = score_row(logits, sampler._changed_ids, sampler._changed_scores(logits))
+        ids, _ = sampling._filtered(scores, params, 100)
         assert sorted(ids.tolist()) == torch.isfinite(row[0]).nonzero()[:, 0].tolist()
 
 
@@ -399,6 +401,12 @@ def test_a_drafter_with_the_target_scores_draws_the_target_token(request_):
     assert draw(request_["logits"], request_["position"], sampler.draw_rule)[0] == chosen
 
 
+@pytest.fixture
+def numpy_rows(monkeypatch):
+    """For scripted noise, of which the native rows know nothing."""
+    monkeypatch.setattr(sampling, "score_row", NumpyScoreRow)
+
+
 class ScriptedNoise:
     """Noise by token id; remembers which ids were asked for."""
 
@@ -411,7 +419,9 @@ class ScriptedNoise:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_the_shortcut_leaves_out_only_what_no_noise_could_save(monkeypatch, temperature):
+def test_the_shortcut_leaves_out_only_what_no_noise_could_save(
+    monkeypatch, numpy_rows, temperature
+):
     """The worst case there is: the least noise on the leader, the most on the outsider."""
     reach = MAX_GUMBEL - MIN_GUMBEL
     noise = ScriptedNoise({0: MIN_GUMBEL, 1: MIN_GUMBEL, 2: MAX_GUMBEL, 3: MAX_GUMBEL})
@@ -433,7 +443,7 @@ def test_the_shortcut_keeps_the_runner_up(monkeypatch):
     assert sorted(noise.asked) == [0, 1, 2]
 
 
-def test_ties_go_to_the_lowest_id_in_any_order(monkeypatch):
+def test_ties_go_to_the_lowest_id_in_any_order(monkeypatch, numpy_rows):
     monkeypatch.setattr(sampling, "gumbel", lambda seed, position, ids: np.zeros(len(ids)))
     scores = np.array([1.0, 2.0, 2.0, 2.0], np.float32)
     ids = np.array([3, 30, 7, 20])

@@ -10,9 +10,14 @@ extern const LinearKernels linear_kernels;
 extern const HeadKernels head_kernels;
 extern const OpsKernels ops_kernels;
 extern const AttentionKernels attention_kernels;
+extern const ScoreKernels score_kernels;
 
 extern const Kernels table;
-const Kernels table = {PACELINE_STRING(PACELINE_ISA_NAME), linear_kernels, head_kernels,
-                       ops_kernels, attention_kernels};
+const Kernels table = {PACELINE_STRING(PACELINE_ISA_NAME),
+                       linear_kernels,
+                       head_kernels,
+                       ops_kernels,
+                       attention_kernels,
+                       score_kernels};
 
 }  // namespace paceline::PACELINE_ISA_NAME

@@ -19,19 +19,24 @@ from numpy.typing import NDArray
 
 from paceline.config import MAX_VOCABULARY, check_range
 from paceline.errors import ConfigError, LogitsError
-from paceline.noise import MAX_GUMBEL, MAX_SEED, MIN_GUMBEL, gumbel
-
-Scores = NDArray[np.float32] | NDArray[np.float64]
-Ids = NDArray[np.int64]
+from paceline.noise import MAX_SEED, gumbel
+from paceline.score_row import (
+    NOISE_REACH,
+    SUM_TOLERANCE,
+    Ids,
+    ScoreRow,
+    Scores,
+    exact_weight_sum,
+    score_row,
+    temper,
+)
 
 MAX_CANDIDATES = 256
 MAX_LOGIT_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
 MIN_REPETITION_PENALTY = 1e-6  # smaller ones could overflow a logit
 
-# A token further than this below another one cannot overtake it, whatever noise the two get.
-# The half covers the rounding of the sums.
-_NOISE_REACH = MAX_GUMBEL - MIN_GUMBEL + 0.5
+_NUCLEUS_STEP = 256  # more than most nuclei have
 
 
 def random_seed() -> int:
@@ -162,7 +167,7 @@ def draw(
         return (best if token_ids is None else int(token_ids[best])), 0.0
     floor = _runner_up(values, best)
     if rule.temperature > 0.0:
-        floor -= rule.temperature * _NOISE_REACH
+        floor -= rule.temperature * NOISE_REACH
     places = np.flatnonzero(values >= floor)
     ids = places if token_ids is None else token_ids[places]
     return _first_and_margin(_noised(values[places], ids, position, rule), ids)
@@ -199,16 +204,7 @@ def _noised(
 ) -> NDArray[np.float64]:
     if rule.temperature == 0.0:
         return values.astype(np.float64)
-    return _tempered(values, rule.temperature) + gumbel(rule.seed, position, ids)
-
-
-def _tempered(values: Scores, temperature: float) -> NDArray[np.float64]:
-    """`(values - max) / temperature`, so that the best is 0 and a vanishing temperature sends
-    the others to -inf instead of the best to inf."""
-    exact = values.astype(np.float64)
-    with np.errstate(over="ignore"):
-        scaled: NDArray[np.float64] = (exact - exact.max()) / temperature
-    return scaled
+    return temper(values, rule.temperature) + gumbel(rule.seed, position, ids)
 
 
 def _first_and_margin(noised: NDArray[np.float64], ids: NDArray[np.integer]) -> tuple[int, float]:
@@ -282,6 +278,9 @@ class Sampler:
         self._rule = _draw_rule(params, seed, suppressed_token_ids, vocab_size)
         self._prompt_ids = np.unique(np.array(list(prompt_token_ids), np.int64))
         self._output_counts: Counter[int] = Counter()
+        self._changed_ids = self._rule.bias_ids
+        if params.repetition_penalty != 1.0:
+            self._changed_ids = np.union1d(self._prompt_ids, self._changed_ids)
         self._num_candidates = self._candidates_needed()
 
     @property
@@ -307,6 +306,8 @@ class Sampler:
     def commit(self, token_id: int) -> None:
         """Append a token to the output that the penalties look back at."""
         self._output_counts[token_id] += 1
+        if self._penalises() and self._output_counts[token_id] == 1:
+            self._changed_ids = np.union1d(self._changed_ids, [token_id])
 
     def choose(
         self, logits: NDArray[np.float32], position: int, candidates: Candidates | None = None
@@ -326,21 +327,22 @@ class Sampler:
         needed = self._num_candidates
         if needed and candidates is not None and candidates.holds(needed):
             return Choice(token_id=self._chosen_of(candidates, logits, position))
-        scores = self._processed(logits)
-        best = int(np.argmax(scores))  # a NaN, if there is one
-        if not np.isfinite(scores[best]):
-            raise _unusable(float(scores[best]), position)
-        if self._params.temperature == 0.0:
-            token = best
-        else:
-            token = self._sampled(*_filtered(scores, self._params), position)
+        row = score_row(logits, self._changed_ids, self._changed_scores(logits))
+        if not math.isfinite(row.peak):
+            raise _unusable(row.peak, position)
+        token = self._chosen(row, position)
         if self._params.top_logprobs is None:
             return Choice(token_id=token)
-        return _with_logprobs(token, scores, self._params.top_logprobs)
+        return _with_logprobs(token, row, self._params.top_logprobs)
 
-    def _processed(self, logits: NDArray[np.float32]) -> Scores:
-        """The logits after penalties, bias and suppression; the row itself if there are none."""
-        return _biased(self._penalised(logits), self._rule, None)
+    def _chosen(self, row: ScoreRow, position: int) -> int:
+        params = self._params
+        if params.temperature == 0.0:
+            return int(row.highest(1)[0])
+        if _filters(params, self._vocab_size):
+            return self._sampled(*_filtered(row, params, self._vocab_size), position)
+        ids = row.contenders(params.temperature, self._rule.seed, position)
+        return self._sampled(ids, _tempered(row, ids, params.temperature), position)
 
     def _chosen_of(self, candidates: Candidates, logits: NDArray[np.float32], position: int) -> int:
         """What `choose` chooses from the whole row, from candidates that suffice.
@@ -356,7 +358,7 @@ class Sampler:
     def _processed_candidates(
         self, candidates: Candidates, logits: NDArray[np.float32]
     ) -> tuple[NDArray[np.integer], Scores]:
-        """(ids, scores) as `_highest` would order them, up to `num_candidates` or more."""
+        """(ids, scores) as `ScoreRow.highest` would order them, up to `num_candidates` or more."""
         bias_ids = self._rule.bias_ids
         token_ids = candidates.token_ids[: self._num_candidates]
         scores = candidates.logits[: self._num_candidates]
@@ -375,27 +377,36 @@ class Sampler:
             params.presence_penalty or params.frequency_penalty
         )
 
-    def _penalised(self, logits: NDArray[np.float32]) -> Scores:
-        params = self._params
-        repetition = params.repetition_penalty
-        if not self._penalises():
-            return logits
-        scores = logits.astype(np.float64)
-        output_ids = np.fromiter(self._output_counts.keys(), np.int64)
-        seen = np.concatenate([self._prompt_ids, output_ids])
-        scores[seen] = np.where(
-            scores[seen] < 0.0, scores[seen] * repetition, scores[seen] / repetition
-        )
-        counts = np.fromiter(self._output_counts.values(), np.float64)
-        scores[output_ids] -= params.presence_penalty + params.frequency_penalty * counts
+    def _changed_scores(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """What penalties, bias and suppression make of the logits of `_changed_ids`. [n]"""
+        scores = logits[self._changed_ids].astype(np.float64)
+        if self._penalises():
+            self._penalise(scores)
+        with np.errstate(invalid="ignore"):  # inf at a suppressed token: the NaN is refused later
+            scores[np.searchsorted(self._changed_ids, self._rule.bias_ids)] += self._rule.biases
         return scores
+
+    def _penalise(self, scores: NDArray[np.float64]) -> None:
+        params = self._params
+        output_ids = np.fromiter(self._output_counts.keys(), np.int64)
+        output = np.searchsorted(self._changed_ids, output_ids)
+        if params.repetition_penalty != 1.0:
+            prompt = np.searchsorted(self._changed_ids, self._prompt_ids)
+            seen = np.union1d(prompt, output)
+            scores[seen] = np.where(
+                scores[seen] < 0.0,
+                scores[seen] * params.repetition_penalty,
+                scores[seen] / params.repetition_penalty,
+            )
+        counts = np.fromiter(self._output_counts.values(), np.float64)
+        scores[output] -= params.presence_penalty + params.frequency_penalty * counts
 
     def _sampled(
         self, ids: NDArray[np.integer], tempered: NDArray[np.float64], position: int
     ) -> int:
         if len(ids) == 1:
             return int(ids[0])
-        reachable = np.flatnonzero(tempered >= -_NOISE_REACH)
+        reachable = np.flatnonzero(tempered >= -NOISE_REACH)
         ids = ids[reachable]
         noised = tempered[reachable] + gumbel(self._rule.seed, position, ids)
         return int(ids[noised == noised.max()].min())
@@ -428,63 +439,97 @@ def _unusable(best: float, position: int) -> LogitsError:
     )
 
 
+def _tempered(row: ScoreRow, ids: Ids, temperature: float) -> NDArray[np.float64]:
+    """`temper` of the whole row, at `ids`."""
+    with np.errstate(over="ignore"):
+        scaled: NDArray[np.float64] = (row.scores(ids) - row.peak) / temperature
+    return scaled
+
+
+def _filters(params: SamplingParams, vocab_size: int) -> bool:
+    return 0 < params.top_k < vocab_size or params.top_p < 1.0 or params.min_p > 0.0
+
+
 def _filtered(
-    scores: Scores, params: SamplingParams
+    row: ScoreRow, params: SamplingParams, vocab_size: int
 ) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
     """The tokens that pass all filters, in no particular order, and their tempered scores."""
-    if 0 < params.top_k < len(scores):
-        ids = _highest(scores, params.top_k)
+    if 0 < params.top_k < vocab_size:
+        ids = row.highest(params.top_k)
+        return _narrowed(ids, row.scores(ids), params)
+    if params.top_p < 1.0:
+        ids = _nucleus_of_row(row, params)
     else:
-        ids = np.flatnonzero(scores > -np.inf)
-    return _narrowed(ids, scores[ids], params)
+        ids = row.at_least(_min_p_floor(row.peak, params))
+    return _above_min_p(ids, _tempered(row, ids, params.temperature), params.min_p)
 
 
 def _narrowed(
     ids: NDArray[np.integer], scores: Scores, params: SamplingParams
 ) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
-    """Temperature, top_p and min_p on the tokens that top_k has left."""
-    tempered = _tempered(scores, params.temperature)
+    """Temperature, top_p and min_p on the tokens that top_k has left, the highest score first."""
+    tempered = temper(scores, params.temperature)
     if params.top_p < 1.0:
-        kept = _nucleus(tempered, params.top_p)
-        ids, tempered = ids[kept], tempered[kept]
-    if params.min_p > 0.0:
-        kept = np.flatnonzero(np.exp(tempered) >= params.min_p)  # the best one's weight is 1
-        ids, tempered = ids[kept], tempered[kept]
-    return ids, tempered
+        weights = np.exp(tempered)
+        needed = _num_needed(np.cumsum(weights), params.top_p * float(weights.sum()))
+        ids, tempered = ids[:needed], tempered[:needed]
+    return _above_min_p(ids, tempered, params.min_p)
 
 
-def _nucleus(tempered: NDArray[np.float64], top_p: float) -> Ids:
-    """Places of the fewest most likely tokens whose probabilities sum to `top_p` or more.
+def _above_min_p(
+    ids: NDArray[np.integer], tempered: NDArray[np.float64], min_p: float
+) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
+    if min_p == 0.0:
+        return ids, tempered
+    kept = np.flatnonzero(np.exp(tempered) >= min_p)  # the best one's weight is 1
+    return ids[kept], tempered[kept]
 
-    Cost: sorts only as many as it needs, in steps; few are enough for most rows.
+
+def _min_p_floor(peak: float, params: SamplingParams) -> float:
+    """No token that `_above_min_p` keeps scores less: the logarithm is right to 1e-12, and the
+    sum to its last bit."""
+    lowest = peak + params.temperature * (math.log(params.min_p) - 1e-9)
+    return math.nextafter(lowest, -math.inf)
+
+
+def _nucleus_of_row(row: ScoreRow, params: SamplingParams) -> Ids:
+    """The fewest most likely tokens whose probabilities sum to `top_p` or more, highest first.
+
+    The definition takes the probabilities from `exact_weight_sum`. `row.weight_sum` decides only
+    where every sum within its tolerance would put the edge at the same token, so that the nucleus
+    is one function of scores and parameters, whoever holds the row.
+
+    Cost: ranks only as many tokens as it needs, in steps; few are enough for most rows.
     """
-    weights = np.exp(tempered)
-    wanted = top_p * weights.sum()
-    count = 256
+    total, tolerance = row.weight_sum(params.temperature), SUM_TOLERANCE
+    count = _NUCLEUS_STEP
     while True:
-        ranked = _highest(tempered, count)
-        needed = int(np.searchsorted(np.cumsum(weights[ranked]), wanted)) + 1
-        if needed <= len(ranked) or count >= len(tempered):
-            return ranked[:needed]
+        ids = row.highest(count)
+        sums = np.cumsum(np.exp(_tempered(row, ids, params.temperature)))
+        wanted = params.top_p * total
+        if tolerance and _num_needed(sums, wanted * (1.0 - tolerance)) != _num_needed(
+            sums, wanted * (1.0 + tolerance)
+        ):
+            total, tolerance = exact_weight_sum(row, params.temperature), 0.0
+            continue
+        needed = _num_needed(sums, wanted)
+        if needed <= len(ids) or len(ids) < count:
+            return ids[:needed]
         count *= 8
 
 
-def _highest(scores: Scores, count: int) -> Ids:
-    """Places of the `count` highest scores, highest first, the lower place first on a tie."""
-    if count < len(scores):
-        places = np.flatnonzero(scores >= np.partition(scores, -count)[-count])
-    else:
-        places = np.arange(len(scores))
-    order = np.argsort(-scores[places], kind="stable")
-    return places[order[:count]]
+def _num_needed(sums: NDArray[np.float64], wanted: float) -> int:
+    """How many tokens, one more than there are if all do not reach `wanted`."""
+    return int(np.searchsorted(sums, wanted)) + 1
 
 
-def _with_logprobs(token_id: int, scores: Scores, top_logprobs: int) -> Choice:
-    shifted = _tempered(scores, 1.0)
-    logprobs = shifted - np.log(np.exp(shifted).sum())
-    top = _highest(scores, top_logprobs) if top_logprobs else ()
+def _with_logprobs(token_id: int, row: ScoreRow, top_logprobs: int) -> Choice:
+    log_sum = np.log(row.weight_sum(1.0))
+    top = row.highest(top_logprobs) if top_logprobs else np.empty(0, np.int64)
+    ids = np.concatenate([[token_id], top])
+    token, *others = (_tempered(row, ids, 1.0) - log_sum).tolist()
     return Choice(
         token_id=token_id,
-        logprob=float(logprobs[token_id]),
-        top=tuple((int(i), float(logprobs[i])) for i in top if scores[i] > -np.inf),
+        logprob=token,
+        top=tuple((i, x) for i, x in zip(top.tolist(), others, strict=True) if x > -math.inf),
     )

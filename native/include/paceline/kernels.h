@@ -8,6 +8,7 @@
 #include "paceline/head.h"
 #include "paceline/linear.h"
 #include "paceline/ops.h"
+#include "paceline/score_row.h"
 
 namespace paceline {
 
@@ -17,6 +18,7 @@ struct Kernels {
   const HeadKernels& head;
   const OpsKernels& ops;
   const AttentionKernels& attention;
+  const ScoreKernels& scores;
 };
 
 // The best that the processor has, or the one that the environment variable PACELINE_ISA names.
