@@ -64,23 +64,20 @@ void check_range(const char* name, std::int64_t value, std::int64_t low, std::in
          std::to_string(low) + " to " + std::to_string(high) + ".");
 }
 
-// What a pass writes and NumPy then owns: numbers that nobody sets twice.
+// Numbers that nobody sets twice.
 template <class T>
-class NewArray {
- public:
-  NewArray(std::size_t rows, std::size_t columns)
-      : rows_(rows), columns_(columns), data_(new T[std::max<std::size_t>(rows * columns, 1)]) {}
-  T* data() const { return data_.get(); }
-  NewRows<T> release() {
-    T* data = data_.release();
-    nb::capsule owner(data, [](void* it) noexcept { delete[] static_cast<T*>(it); });
-    return NewRows<T>(data, {rows_, columns_}, owner);
-  }
+std::shared_ptr<T[]> new_numbers(std::size_t count) {
+  return std::make_shared_for_overwrite<T[]>(count);
+}
 
- private:
-  std::size_t rows_, columns_;
-  std::unique_ptr<T[]> data_;
-};
+// Rows of them for NumPy, which keeps them all alive.
+template <class T>
+NewRows<T> to_rows(const std::shared_ptr<T[]>& numbers, std::size_t first, std::size_t rows,
+                   std::size_t columns) {
+  using Kept = std::shared_ptr<T[]>;
+  nb::capsule owner(new Kept(numbers), [](void* it) noexcept { delete static_cast<Kept*>(it); });
+  return NewRows<T>(numbers.get() + first * columns, {rows, columns}, owner);
+}
 
 template <class T>
 std::vector<T> to_vector(const Vector<T>& array) {
@@ -118,7 +115,7 @@ NewRows<float> multiply(const std::string& dtype, const Bytes& data, int outputs
            ".");
   }
   const int num_rows = static_cast<int>(x.shape(0));
-  NewArray<float> out(x.shape(0), static_cast<std::size_t>(outputs));
+  const auto out = new_numbers<float>(x.shape(0) * static_cast<std::size_t>(outputs));
   if (num_rows > 0) {
     nb::gil_scoped_release unlocked;
     const PackedMatrix weights(type, data.data(), outputs, inner);
@@ -133,9 +130,9 @@ NewRows<float> multiply(const std::string& dtype, const Bytes& data, int outputs
     for (int row = 0; blocks > 0 && row < num_rows; ++row) {
       linear.quantize(rows, row, 0, static_cast<int>(blocks));
     }
-    linear.multiply(weights.view(), rows, 0, num_panels(outputs), out.data(), outputs);
+    linear.multiply(weights.view(), rows, 0, num_panels(outputs), out.get(), outputs);
   }
-  return out.release();
+  return to_rows(out, 0, x.shape(0), static_cast<std::size_t>(outputs));
 }
 
 constexpr int kMaxThreads = 1024;
@@ -220,59 +217,127 @@ std::tuple<NewHeads, NewHeads> read_cache(const Cache& cache, int layer, std::in
   return {give(numbers.keys), give(numbers.values)};
 }
 
-using Outputs = std::tuple<NewRows<float>, NewRows<float>, NewRows<std::int32_t>, NewRows<float>>;
+// The final-normed row of one token, as a draft starts from it.
+struct Hidden {
+  std::shared_ptr<float[]> rows;
+  std::size_t row, size;
 
-// Cuts token_ids into the sequences' shares. Numbers of rows are checked by Target::forward.
+  const float* data() const { return rows.get() + row * size; }
+};
+
+void make_hidden(Hidden* hidden, const Vector<float>& values) {
+  Hidden made{new_numbers<float>(values.size()), 0, values.size()};
+  std::copy(values.data(), values.data() + values.size(), made.rows.get());
+  new (hidden) Hidden(std::move(made));
+}
+
+// All that a pass writes.
+struct PassRows {
+  PassRows(std::size_t rows, std::size_t vocab_size, std::size_t hidden_size, std::size_t most)
+      : vocab_size(vocab_size),
+        hidden_size(hidden_size),
+        most(most),
+        logits(new_numbers<float>(rows * vocab_size)),
+        hidden(new_numbers<float>(rows * hidden_size)),
+        candidate_ids(new_numbers<std::int32_t>(rows * most)),
+        candidate_logits(new_numbers<float>(rows * most)) {}
+
+  std::size_t vocab_size, hidden_size, most;
+  std::shared_ptr<float[]> logits, hidden;
+  std::shared_ptr<std::int32_t[]> candidate_ids;
+  std::shared_ptr<float[]> candidate_logits;
+};
+
+// One sequence's rows of a pass. An array is made only when somebody looks at it: behind a pass,
+// which has emptied the processor's caches, four of them take a tenth of a millisecond.
+class Output {
+ public:
+  Output(std::shared_ptr<const PassRows> pass, std::size_t first, std::size_t count)
+      : pass_(std::move(pass)), first_(first), count_(count) {}
+
+  NewRows<float> logits() const { return rows(pass_->logits, pass_->vocab_size); }
+  NewRows<std::int32_t> candidate_ids() const { return rows(pass_->candidate_ids, pass_->most); }
+  NewRows<float> candidate_logits() const { return rows(pass_->candidate_logits, pass_->most); }
+
+  std::vector<Hidden> hidden() const {
+    std::vector<Hidden> rows;
+    for (std::size_t row = first_; row < first_ + count_; ++row) {
+      rows.push_back({pass_->hidden, row, pass_->hidden_size});
+    }
+    return rows;
+  }
+
+  std::vector<std::int32_t> best_tokens(std::int64_t row) const {
+    check_range("row", row, 0, static_cast<std::int64_t>(count_) - 1);
+    const std::size_t at = first_ + static_cast<std::size_t>(row);
+    const std::int32_t* ids = pass_->candidate_ids.get() + at * pass_->most;
+    return {ids, std::find(ids, ids + pass_->most, -1)};
+  }
+
+ private:
+  template <class T>
+  NewRows<T> rows(const std::shared_ptr<T[]>& numbers, std::size_t columns) const {
+    return to_rows(numbers, first_, count_, columns);
+  }
+
+  std::shared_ptr<const PassRows> pass_;
+  std::size_t first_, count_;
+};
+
+using TokenIds = std::vector<std::vector<std::int32_t>>;
+
+// Numbers of rows are checked by Target::forward.
 std::vector<SequenceRows> to_sequences(const Target& target, const std::vector<Cache*>& caches,
-                                       const Vector<std::int32_t>& token_ids,
-                                       const std::vector<int>& counts,
+                                       const TokenIds& token_ids,
                                        const std::vector<int>& num_outputs,
                                        const std::vector<int>& num_candidates) {
   const std::size_t count = caches.size();
-  if (counts.size() != count || num_outputs.size() != count || num_candidates.size() != count) {
-    refuse("caches, counts, num_outputs and num_candidates must be equally long, got " +
-           std::to_string(count) + ", " + std::to_string(counts.size()) + ", " +
+  if (token_ids.size() != count || num_outputs.size() != count || num_candidates.size() != count) {
+    refuse("caches, token_ids, num_outputs and num_candidates must be equally long, got " +
+           std::to_string(count) + ", " + std::to_string(token_ids.size()) + ", " +
            std::to_string(num_outputs.size()) + " and " + std::to_string(num_candidates.size()) +
            ".");
   }
   std::vector<SequenceRows> sequences;
-  std::size_t begin = 0;
   for (std::size_t i = 0; i < count; ++i) {
     check_cache(caches[i], target);
-    check_range("counts", counts[i], 1, static_cast<std::int64_t>(token_ids.size() - begin));
-    check_range("num_outputs", num_outputs[i], 0, counts[i]);
+    const auto num_rows = static_cast<std::int64_t>(token_ids[i].size());
+    check_range("number of token_ids", num_rows, 1, kMaxPositions);
+    check_range("num_outputs", num_outputs[i], 0, num_rows);
     check_range("num_candidates", num_candidates[i], 0, kMaxCandidates);
-    sequences.push_back({caches[i]->inner.get(), token_ids.data() + begin, counts[i],
+    sequences.push_back({caches[i]->inner.get(), token_ids[i].data(), static_cast<int>(num_rows),
                          num_outputs[i], num_candidates[i]});
-    begin += static_cast<std::size_t>(counts[i]);
-  }
-  if (begin != token_ids.size()) {
-    refuse("there are " + std::to_string(token_ids.size()) + " token_ids, but counts add up to " +
-           std::to_string(begin) + ".");
   }
   return sequences;
 }
 
-Outputs forward(Target& target, const std::vector<Cache*>& caches,
-                const Vector<std::int32_t>& token_ids, const std::vector<int>& counts,
-                const std::vector<int>& num_outputs, const std::vector<int>& num_candidates) {
+std::vector<Output> forward(Target& target, const std::vector<Cache*>& caches,
+                            const TokenIds& token_ids, const std::vector<int>& num_outputs,
+                            const std::vector<int>& num_candidates) {
   const std::vector<SequenceRows> sequences =
-      to_sequences(target, caches, token_ids, counts, num_outputs, num_candidates);
+      to_sequences(target, caches, token_ids, num_outputs, num_candidates);
   std::size_t rows = 0;
   int most = 0;
   for (const SequenceRows& sequence : sequences) {
     rows += static_cast<std::size_t>(sequence.num_outputs);
     most = std::max(most, sequence.num_candidates);
   }
-  NewArray<float> logits(rows, static_cast<std::size_t>(target.shape().vocab_size));
-  NewArray<float> hidden(rows, static_cast<std::size_t>(target.shape().hidden_size));
-  NewArray<std::int32_t> ids(rows, static_cast<std::size_t>(most));
-  NewArray<float> scores(rows, static_cast<std::size_t>(most));
+  const auto pass = std::make_shared<const PassRows>(
+      rows, static_cast<std::size_t>(target.shape().vocab_size),
+      static_cast<std::size_t>(target.shape().hidden_size), static_cast<std::size_t>(most));
   {
     nb::gil_scoped_release unlocked;
-    target.forward(sequences, {logits.data(), hidden.data(), ids.data(), scores.data(), most});
+    target.forward(sequences, {pass->logits.get(), pass->hidden.get(), pass->candidate_ids.get(),
+                               pass->candidate_logits.get(), most});
   }
-  return {logits.release(), hidden.release(), ids.release(), scores.release()};
+  std::vector<Output> outputs;
+  std::size_t first = 0;
+  for (const SequenceRows& sequence : sequences) {
+    const auto count = static_cast<std::size_t>(sequence.num_outputs);
+    outputs.emplace_back(pass, first, count);
+    first += count;
+  }
+  return outputs;
 }
 
 // A drafter, and what it needs that nobody may forget.
@@ -305,11 +370,11 @@ class PairedDrafter {
 
 std::tuple<std::vector<std::int32_t>, std::vector<double>> draft(
     PairedDrafter& drafter, const Cache& cache, std::int64_t last_token,
-    const Vector<float>& hidden, int max_draft_tokens, std::int64_t place, double temperature,
+    const Hidden& hidden, int max_draft_tokens, std::int64_t place, double temperature,
     std::uint64_t seed, const Vector<std::int64_t>& bias_ids, const Vector<double>& biases,
-    const Vector<double>& min_confidences, const Vector<std::int64_t>& end_token_ids) {
-  if (hidden.size() != static_cast<std::size_t>(drafter.hidden_size())) {
-    refuse("hidden has " + std::to_string(hidden.size()) + " numbers, the target's rows have " +
+    std::vector<double> min_confidences, const Vector<std::int64_t>& end_token_ids) {
+  if (hidden.size != static_cast<std::size_t>(drafter.hidden_size())) {
+    refuse("hidden has " + std::to_string(hidden.size) + " numbers, the target's rows have " +
            std::to_string(drafter.hidden_size()) + ".");
   }
   check_range("place", place, 0, kMaxPositions);
@@ -319,7 +384,7 @@ std::tuple<std::vector<std::int32_t>, std::vector<double>> draft(
   Draft drafted =
       drafter.draft(cache, {last_token, hidden.data(), max_draft_tokens, place,
                             DrawRule{temperature, seed, to_vector(bias_ids), to_vector(biases)},
-                            to_vector(min_confidences), to_vector(end_token_ids)});
+                            std::move(min_confidences), to_vector(end_token_ids)});
   return {std::move(drafted.tokens), std::move(drafted.confidences)};
 }
 
@@ -579,15 +644,27 @@ void bind_target(nb::module_& module) {
           "length"_a)
       .def("read", &read_cache, "layer"_a, "first"_a, "last"_a,
            "Keys and values [G, S, H] of positions first to last, for tests.");
+  nb::class_<Hidden>(module, "Hidden", "The final-normed row of one token, for a draft.")
+      .def("__init__", &make_hidden, "values"_a.noconvert())
+      .def(
+          "numpy",
+          [](const Hidden& hidden) { return to_rows(hidden.rows, hidden.row, 1, hidden.size); },
+          "The numbers [1, D].");
+  nb::class_<Output>(module, "Output", "What a pass gave for the R outputs of one sequence.")
+      .def_prop_ro("logits", &Output::logits, nb::rv_policy::automatic, "[R, V]")
+      .def_prop_ro("hidden", &Output::hidden)
+      .def_prop_ro("candidate_ids", &Output::candidate_ids, nb::rv_policy::automatic,
+                   "[R, C], C the most of the pass. Best first; -1 stands where there is none.")
+      .def_prop_ro("candidate_logits", &Output::candidate_logits, nb::rv_policy::automatic,
+                   "[R, C]")
+      .def("best_tokens", &Output::best_tokens, "row"_a,
+           "The candidate ids of a row up to the first -1.");
   nb::class_<Target> target(module, "Target", "A Gemma 4.");
   target.def(nb::init<ThreadPool&, DecoderShape>(), "pool"_a, "shape"_a, nb::keep_alive<1, 2>())
       .def("new_cache", &new_cache, "max_length"_a, "slack"_a, nb::keep_alive<0, 1>(),
            "An empty cache whose rings survive the rejection of `slack` positions.")
-      .def("forward", &forward, "caches"_a, "token_ids"_a.noconvert(), "counts"_a, "num_outputs"_a,
-           "num_candidates"_a,
-           "One pass: logits [R, V], hidden [R, D], best tokens and their logits [R, C].\n\n"
-           "R is the sum of num_outputs, C the most of num_candidates. Tokens of a row come best\n"
-           "first; -1 stands where there is none.");
+      .def("forward", &forward, "caches"_a, "token_ids"_a, "num_outputs"_a, "num_candidates"_a,
+           "One pass over the tokens of each sequence.");
   bind_weights(target);
 }
 
@@ -596,9 +673,9 @@ void bind_drafter(nb::module_& module) {
   drafter
       .def(nb::init<ThreadPool&, const DecoderShape&, const Target&>(), "pool"_a, "shape"_a,
            "target"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 4>())
-      .def("draft", &draft, "cache"_a, "last_token"_a, "hidden"_a.noconvert(), "max_draft_tokens"_a,
+      .def("draft", &draft, "cache"_a, "last_token"_a, "hidden"_a, "max_draft_tokens"_a,
            "place"_a, "temperature"_a, "seed"_a, "bias_ids"_a.noconvert(), "biases"_a.noconvert(),
-           "min_confidences"_a.noconvert(), "end_token_ids"_a.noconvert(),
+           "min_confidences"_a, "end_token_ids"_a.noconvert(),
            "Tokens that continue `last_token`, and their confidences.");
   bind_weights(drafter);
 }

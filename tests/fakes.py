@@ -18,7 +18,7 @@ from paceline.config import DrafterConfig, TargetConfig
 from paceline.engine import Engine
 from paceline.errors import CacheError
 from paceline.loading import LoadedPair
-from paceline.runtime.protocols import Draft, DraftRequest, PassOutput, Rows
+from paceline.runtime.protocols import ArrayOutput, Draft, DraftRequest, PassOutput, Rows
 from paceline.sampling import Candidates, draw
 from paceline.speculative.controller import RoundCost
 from paceline.speculative.costs import CostModel
@@ -187,11 +187,13 @@ class FakeTarget:
         positions = range(cache.length - count, cache.length)
         seen = [cache.seen_from(position) for position in positions]
         logits = [self.scores(at + 1, row) for at, row in zip(positions, seen, strict=True)]
-        gives = len(self.passes) % 2 and share.num_candidates
-        return PassOutput(
+        gives = share.num_candidates if len(self.passes) % 2 else 0
+        found = [candidates_of(row, gives) for row in logits]
+        return ArrayOutput(
             logits=np.array(logits).reshape(count, VOCAB_SIZE),
             hidden=[hashed(row) for row in seen],
-            candidates=[candidates_of(row, gives) for row in logits] if gives else None,
+            candidate_ids=np.array([f.token_ids for f in found]).reshape(count, gives),
+            candidate_logits=np.array([f.logits for f in found]).reshape(count, gives),
         )
 
     def scores(self, position: int, seen: tuple[object, ...]) -> np.ndarray:

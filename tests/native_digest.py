@@ -47,8 +47,9 @@ def digest(pair: PickledPair, threads: int) -> str:
         (output,) = target.forward(
             [Rows(cache=cache, token_ids=rows, num_outputs=count, num_candidates=5)]
         )
-        assert output.candidates is not None
-        arrays = [output.logits, *output.hidden, *(x for pair in output.candidates for x in pair)]
+        candidates = zip(output.candidate_ids, output.candidate_logits, strict=True)
+        hidden = [row.numpy() for row in output.hidden]
+        arrays = [output.logits, *hidden, *(x for pair in candidates for x in pair)]
         for array in arrays:
             total.update(np.ascontiguousarray(array).tobytes())
         request = DraftRequest(

@@ -339,8 +339,8 @@ def test_a_hiccup_of_the_clock_ends_no_drafting(hiccup):
         lengths.append(plan.max_draft_tokens)
         told = outcome(plan, plan.max_draft_tokens)
         if number % 12 == 5:
-            cost = replace(told.cost, verify_s=hiccup * told.cost.verify_s)
-            told = replace(told, cost=cost)
+            cost = told.cost._replace(verify_s=hiccup * told.cost.verify_s)
+            told = told._replace(cost=cost)
         found.observe(told)
     assert sum(length >= 8 for length in lengths) > 180
 
@@ -360,8 +360,8 @@ def test_two_hiccups_of_plain_rounds_make_no_drafts_pay():
     for _ in range(2):
         plan = found.plan(context())
         told = outcome(plan, 0, COSTLY)
-        cost = replace(told.cost, verify_s=3 * told.cost.verify_s)
-        found.observe(replace(told, cost=cost))
+        cost = told.cost._replace(verify_s=3 * told.cost.verify_s)
+        found.observe(told._replace(cost=cost))
     assert sum(run(found, lambda length: 0, 200, COSTLY)) <= 5
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from paceline import sampling
+from paceline.runtime.protocols import ArrayOutput
 from paceline.sampling import Choice, DrawRule, Sampler, SamplingParams, draw
 from paceline.score_row import NumpyScoreRow
 from paceline.speculative.round import verify
@@ -175,7 +176,7 @@ class Endless:
     """A sequence that never ends, whose sampler finds its choices made: rows are tokens."""
 
     def __init__(self):
-        self.sampler = self
+        self.sampler, self.takes_order = self, False
 
     def choose(self, token, position, candidates):
         return Choice(token)
@@ -189,7 +190,7 @@ class Endless:
 
 def judged(draft, chosen):
     """The verdict of the code under test."""
-    return verify(Endless(), draft, chosen, 0)
+    return verify(Endless(), draft, ArrayOutput.without_candidates(chosen, ()), 0)
 
 
 def sample_matching(world, chance, prefix, k, drafter=coupled):

@@ -104,12 +104,13 @@ def drafter(pool, target):
     return fill(new_drafter(pool, target), drafter_table(DRAFTER))
 
 
-def ids(*tokens):
-    return np.array(tokens, np.int32)
-
-
 def forward(target, cache, tokens, num_outputs=1, num_candidates=0):
-    return target.forward([cache], ids(*tokens), [len(tokens)], [num_outputs], [num_candidates])
+    return target.forward([cache], [tokens], [num_outputs], [num_candidates])[0]
+
+
+def arrays_of(output):
+    hidden = [row.numpy() for row in output.hidden]
+    return [output.logits, *hidden, output.candidate_ids, output.candidate_logits]
 
 
 NOTHING = np.zeros(0, np.int64)
@@ -122,9 +123,14 @@ DRAFT = {
     "seed": 1,
     "bias_ids": NOTHING,
     "biases": np.zeros(0),
-    "min_confidences": np.zeros(0),
+    "min_confidences": [],
     "end_token_ids": NOTHING,
 }
+
+
+def draft(drafter, cache, **changes):
+    settings = DRAFT | changes
+    return drafter.draft(cache, **settings | {"hidden": _native.Hidden(settings["hidden"])})
 
 
 # --- instruction sets and threads
@@ -262,10 +268,10 @@ def test_nothing_runs_before_it_is_complete(pool, target):
     cache = target.new_cache(8, 0)
     forward(target, cache, [1, 2])
     with pytest.raises(ValueError, match="finish"):
-        new_drafter(pool, target).draft(cache, **DRAFT)
+        draft(new_drafter(pool, target), cache)
     hasty = fill(new_drafter(pool, empty), drafter_table(DRAFTER))
     with pytest.raises(ValueError, match="no weights yet"):
-        hasty.draft(empty.new_cache(8, 0), **DRAFT)
+        draft(hasty, empty.new_cache(8, 0))
 
 
 @settings(max_examples=200, deadline=None)
@@ -290,60 +296,60 @@ def test_a_pass_and_its_arrays_outlive_their_makers(pool):
     target = fill(new_target(pool), target_table(TARGET))
     gc.collect()  # the rows that the target reads on demand must not go with their arrays
     cache = target.new_cache(100, 4)
-    logits, hidden, candidates, scores = forward(target, cache, [1, 2, 3], 2, 5)
-    assert (logits.shape, hidden.shape) == ((2, 64), (2, 32))
-    assert (candidates.shape, scores.shape) == ((2, 5), (2, 5))
+    arrays = arrays_of(forward(target, cache, [1, 2, 3], 2, 5))
+    assert [array.shape for array in arrays] == [(2, 64), (1, 32), (1, 32), (2, 5), (2, 5)]
     assert cache.length == 3
-    copies = [array.copy() for array in (logits, hidden, candidates, scores)]
+    copies = [array.copy() for array in arrays]
     del target, cache
     gc.collect()
-    for array, copy in zip((logits, hidden, candidates, scores), copies, strict=True):
+    for array, copy in zip(arrays, copies, strict=True):
         np.testing.assert_array_equal(array, copy)
         assert array.flags.writeable
+    logits, _, _, candidates, scores = arrays
     np.testing.assert_array_equal(candidates[0], np.argsort(-logits[0], kind="stable")[:5])
     np.testing.assert_array_equal(scores, np.take_along_axis(logits, candidates, 1))
 
 
 def test_a_pass_without_outputs(target):
     cache = target.new_cache(100, 4)
-    shapes = [array.shape for array in forward(target, cache, [1, 2, 3], 0)]
-    assert shapes == [(0, 64), (0, 32), (0, 0), (0, 0)]
-    assert [array.shape for array in target.forward([], ids(), [], [], [])] == shapes
+    output = forward(target, cache, [1, 2, 3], 0)
+    assert [array.shape for array in arrays_of(output)] == [(0, 64), (0, 0), (0, 0)]
+    with pytest.raises(ValueError, match="row=0 is out of range"):
+        output.best_tokens(0)
+    assert target.forward([], [], [], []) == []
 
 
 def test_sequences_want_different_things(target):
     first, second = target.new_cache(100, 4), target.new_cache(100, 4)
-    logits, _, candidates, scores = target.forward(
-        [first, second], ids(1, 2, 3, 4), [1, 3], [1, 2], [2, 0]
-    )
-    assert logits.shape == (3, 64)
-    assert candidates.tolist()[1:] == [[-1, -1], [-1, -1]]
-    assert (candidates[0] >= 0).all()
-    assert scores.shape == (3, 2)
+    one, other = target.forward([first, second], [[1], [2, 3, 4]], [1, 2], [2, 0])
+    assert (one.logits.shape, other.logits.shape) == ((1, 64), (2, 64))
+    assert other.candidate_ids.tolist() == [[-1, -1], [-1, -1]]
+    assert other.best_tokens(0) == other.best_tokens(1) == []
+    assert one.best_tokens(0) == one.candidate_ids[0].tolist()
+    assert (one.candidate_ids >= 0).all()
+    assert (one.candidate_logits.shape, other.candidate_logits.shape) == ((1, 2), (2, 2))
     assert (first.length, second.length) == (1, 3)
 
 
 @pytest.mark.parametrize(
-    ("tokens", "counts", "outputs", "candidates", "message"),
+    ("token_ids", "outputs", "candidates", "message"),
     [
-        ([1, 64], [2], [1], [0], "64"),
-        ([-1], [1], [1], [0], "-1"),
-        ([1, 2], [1], [1], [0], "there are 2 token_ids, but counts add up to 1"),
-        ([1], [2], [1], [0], "counts=2 is out of range: expected 1 to 1"),
-        ([1], [0], [0], [0], "counts=0"),
-        ([1], [1], [2], [0], "num_outputs=2 is out of range: expected 0 to 1"),
-        ([1], [1], [-1], [0], "num_outputs=-1"),
-        ([1], [1], [1], [-1], "num_candidates=-1"),
-        ([1], [1], [1], [100_000], "num_candidates=100000"),
-        ([1], [1, 1], [1], [0], "must be equally long, got 1, 2, 1 and 1"),
-        ([1], [1], [1], [], "must be equally long"),
-        ([1] * 9, [9], [1], [0], "8"),  # more than the cache holds
+        ([[1, 64]], [1], [0], "64"),
+        ([[-1]], [1], [0], "-1"),
+        ([[]], [0], [0], "number of token_ids=0"),
+        ([[1]], [2], [0], "num_outputs=2 is out of range: expected 0 to 1"),
+        ([[1]], [-1], [0], "num_outputs=-1"),
+        ([[1]], [1], [-1], "num_candidates=-1"),
+        ([[1]], [1], [100_000], "num_candidates=100000"),
+        ([[1], [1]], [1], [0], "must be equally long, got 1, 2, 1 and 1"),
+        ([[1]], [1], [], "must be equally long"),
+        ([[1] * 9], [1], [0], "8"),  # more than the cache holds
     ],
 )
-def test_impossible_passes(target, tokens, counts, outputs, candidates, message):
+def test_impossible_passes(target, token_ids, outputs, candidates, message):
     cache = target.new_cache(8, 0)
     with pytest.raises(ValueError, match=message):
-        target.forward([cache], ids(*tokens), counts, outputs, candidates)
+        target.forward([cache], token_ids, outputs, candidates)
     assert cache.length == 0
 
 
@@ -354,15 +360,15 @@ def test_caches_of_others(pool, target, drafter):
         with pytest.raises((ValueError, TypeError)):
             forward(target, wrong, [1])
     with pytest.raises(ValueError, match="share"):
-        target.forward([cache, cache], ids(1, 2), [1, 1], [1, 1], [0, 0])
+        target.forward([cache, cache], [[1], [2]], [1, 1], [0, 0])
     with pytest.raises(ValueError, match="another target"):
-        drafter.draft(stranger, **DRAFT)
+        draft(drafter, stranger)
 
 
-@pytest.mark.parametrize("array", [np.zeros(2, np.int64), np.zeros((1, 2), np.int32), [1, 2]])
-def test_token_ids_of_another_type(target, array):
+@pytest.mark.parametrize("token_ids", [[1, 2], ["12"], [[1.5]], [[1 << 31]], [None]])
+def test_token_ids_of_another_type(target, token_ids):
     with pytest.raises(TypeError):
-        target.forward([target.new_cache(8, 0)], array, [2], [1], [0])
+        target.forward([target.new_cache(8, 0)], token_ids, [1], [0])
 
 
 # --- caches
@@ -419,14 +425,14 @@ def test_impossible_caches(target, length, slack):
 
 def test_a_draft(target, drafter):
     cache = target.new_cache(100, 4)
-    _, hidden, _, _ = forward(target, cache, [1, 2, 3])
-    tokens, confidences = drafter.draft(cache, **DRAFT | {"hidden": hidden[0]})
+    [hidden] = forward(target, cache, [1, 2, 3]).hidden[0].numpy()
+    tokens, confidences = draft(drafter, cache, hidden=hidden)
     assert len(tokens) == len(confidences) == 3
     assert all(0 <= token < 64 for token in tokens)
     assert cache.length == 3
-    stopped = {"end_token_ids": np.array(tokens[:1], np.int64)}
-    assert drafter.draft(cache, **DRAFT | {"hidden": hidden[0]} | stopped)[0] == tokens[:1]
-    assert drafter.draft(cache, **DRAFT | {"max_draft_tokens": 0}) == ([], [])
+    end = np.array(tokens[:1], np.int64)
+    assert draft(drafter, cache, hidden=hidden, end_token_ids=end)[0] == tokens[:1]
+    assert draft(drafter, cache, max_draft_tokens=0) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -450,12 +456,12 @@ def test_impossible_drafts(target, drafter, changes, message):
     cache = target.new_cache(8, 0)
     forward(target, cache, [1, 2])
     with pytest.raises(ValueError, match=message):
-        drafter.draft(cache, **DRAFT | changes)
+        draft(drafter, cache, **changes)
 
 
 def test_a_draft_needs_a_position(target, drafter):
     with pytest.raises(ValueError, match="empty"):
-        drafter.draft(target.new_cache(8, 0), **DRAFT)
+        draft(drafter, target.new_cache(8, 0))
 
 
 @pytest.mark.parametrize("changes", [{"target_hidden_size": 64}, {"num_centroids": 7}])

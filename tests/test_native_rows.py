@@ -33,8 +33,8 @@ FEW = settings(max_examples=3, deadline=None, derandomize=True)
 
 def bits(output):
     """Of all outputs of a pass."""
-    hidden = output.hidden if len(output.hidden) else np.empty((0, 0), np.float32)
-    return np.concatenate([output.logits, hidden], axis=1).view(np.uint32)
+    hidden = [row.numpy() for row in output.hidden] or [np.empty((0, 0), np.float32)]
+    return np.concatenate([output.logits, np.concatenate(hidden)], axis=1).view(np.uint32)
 
 
 def cache_bits(kv_cache, config):

@@ -31,7 +31,7 @@ from paceline.memory import native_kv_bytes, packed_bytes, plan_memory
 from paceline.runtime.native import load
 from paceline.runtime.protocols import DraftRequest, Rows
 from paceline.runtime.torch.layers import rope_frequencies
-from paceline.sampling import DrawRule, Sampler, SamplingParams
+from paceline.sampling import Candidates, DrawRule, Sampler, SamplingParams
 from shipped import native_pair
 
 EMBEDDING = "embed_tokens.weight"
@@ -451,10 +451,13 @@ def test_candidates_are_the_best_of_the_row(counts, seed):
         for index, count in enumerate(counts)
     ]
     for share, output in zip(rows, target.forward(rows), strict=True):
-        for logits, found in zip(output.logits, output.candidates, strict=True):
-            expected = candidates_of(logits, share.num_candidates)
-            assert found.token_ids[: share.num_candidates].tolist() == expected.token_ids.tolist()
-            assert found.logits[: share.num_candidates].tolist() == expected.logits.tolist()
+        wanted = share.num_candidates
+        for row, logits in enumerate(output.logits):
+            expected = candidates_of(logits, wanted)
+            assert output.candidate_ids[row, :wanted].tolist() == expected.token_ids.tolist()
+            assert output.candidate_logits[row, :wanted].tolist() == expected.logits.tolist()
+            found = [token_id for token_id in output.candidate_ids[row].tolist() if token_id >= 0]
+            assert output.best_tokens(row) == found
 
 
 @pytest.mark.parametrize("top_k", [1, 5, 64])
@@ -472,7 +475,8 @@ def test_the_sampler_chooses_alike_from_native_candidates(temperature, top_k):
         num_candidates=sampler.num_candidates,
     )
     (output,) = target.forward([rows])
-    for position, (logits, found) in enumerate(zip(output.logits, output.candidates, strict=True)):
+    candidates = map(Candidates, output.candidate_ids, output.candidate_logits)
+    for position, (logits, found) in enumerate(zip(output.logits, candidates, strict=True)):
         assert found.holds(sampler.num_candidates)
         assert sampler.choose(logits, position, found) == sampler.choose(logits, position)
 

@@ -6,7 +6,6 @@ token is known from a fresh pass, so the ranks of the emitted tokens must be dis
 passes say, whatever was drafted.
 """
 
-from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -43,8 +42,8 @@ def noise_keyed_by_call_count(monkeypatch):
 def bonus_from(row_of):
     """The token that ends a round is chosen from row `row_of(row, last)`."""
 
-    def verify(sequence, draft, logits, start, candidates=None):
-        emitted = []
+    def verify(sequence, draft, output, start):
+        emitted, logits = [], output.logits
         for row, scores in enumerate(logits):
             choice = sequence.sampler.choose(scores, start + row)
             accepted = row < len(draft) and draft[row] == choice.token_id
@@ -81,14 +80,14 @@ def ring_overwritten_by_rejected_drafts(monkeypatch):
 def bonus_chosen_anew(monkeypatch):
     """After a mismatch the target's token is thrown away and drawn again with other noise."""
 
-    def verify(sequence, draft, logits, start, candidates=None):
-        verdict = honest(sequence, draft, logits, start)
+    def verify(sequence, draft, output, start):
+        verdict = honest(sequence, draft, output, start)
         row = len(verdict.token_ids) - 1
         if row == len(draft):
             return verdict
-        again = sequence.sampler.choose(logits[row], start + row + 100_000)
-        sequence.tokens[-1] = replace(sequence.tokens[-1], token_id=again.token_id)
-        return replace(verdict, token_ids=(*verdict.token_ids[:-1], again.token_id))
+        again = sequence.sampler.choose(output.logits[row], start + row + 100_000)
+        sequence.tokens[-1] = sequence.tokens[-1]._replace(token_id=again.token_id)
+        return verdict._replace(token_ids=(*verdict.token_ids[:-1], again.token_id))
 
     honest = rounds.verify
     monkeypatch.setattr(rounds, "verify", verify)

@@ -19,7 +19,7 @@ from fakes import (
     fake_pair,
 )
 from paceline.engine import Engine
-from paceline.runtime.protocols import Rows
+from paceline.runtime.protocols import ArrayOutput, Rows
 from paceline.sampling import Choice, Sampler, SamplingParams
 from paceline.speculative.controller import (
     DraftContext,
@@ -399,7 +399,7 @@ class Recorder:
     """A sequence whose sampler has made its choices: row i is the token i of `chosen`."""
 
     def __init__(self, ends_with=None):
-        self.sampler = self
+        self.sampler, self.takes_order = self, False
         self.ends_with = ends_with
         self.positions, self.committed, self.pushed = [], [], []
 
@@ -431,7 +431,7 @@ class Recorder:
 )
 def test_the_verdict(draft, chosen, ends_with, emitted, verified, accepted):
     sequence = Recorder(ends_with)
-    verdict = verify(sequence, draft, np.array(chosen), 70)
+    verdict = verify(sequence, draft, ArrayOutput.without_candidates(np.array(chosen), ()), 70)
     assert verdict.token_ids == tuple(emitted)
     assert (verdict.num_verified_tokens, verdict.num_accepted_tokens) == (verified, accepted)
     assert sequence.positions == list(range(70, 70 + len(emitted)))

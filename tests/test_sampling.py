@@ -280,6 +280,27 @@ def test_candidates_change_no_choice(request_, more):
         rest = np.setdiff1d(np.arange(len(logits)), sampler.draw_rule.bias_ids)
         logits[rest] = math.nan
     assert sampler.choose(logits, position, candidates) == whole
+    if sampler.takes_order:
+        found = sampler.best_of([token for token in candidates.token_ids.tolist() if token >= 0])
+        assert found == (whole.token_id if more >= 0 else None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "suppressed", "expected"),
+    [
+        ({"temperature": 0.0}, (), True),
+        ({"temperature": 0.0}, (7, 8), True),
+        ({"top_k": 1}, (7,), True),
+        ({"temperature": 0.0, "logit_bias": {7: 1.0}}, (8,), False),
+        ({"temperature": 0.0, "repetition_penalty": 1.1}, (), False),
+        ({"temperature": 0.0, "top_logprobs": 0}, (), False),
+        ({"top_k": 2}, (), False),
+        ({}, (), False),
+    ],
+)
+def test_where_the_order_of_the_best_is_enough(fields, suppressed, expected):
+    sampler = sampler_of(SamplingParams(**fields), vocab_size=1000, suppressed=suppressed)
+    assert sampler.takes_order == expected
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,42 @@ class Cache:
     ]:
         """Keys and values [G, S, H] of positions first to last, for tests."""
 
+class Hidden:
+    """The final-normed row of one token, for a draft."""
+
+    def __init__(
+        self,
+        values: Annotated[
+            NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)
+        ],
+    ) -> None: ...
+    def numpy(self) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C")]:
+        """The numbers [1, D]."""
+
+class Output:
+    """What a pass gave for the R outputs of one sequence."""
+
+    @property
+    def logits(self) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C")]:
+        """[R, V]"""
+
+    @property
+    def hidden(self) -> list[Hidden]: ...
+    @property
+    def candidate_ids(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C")]:
+        """
+        [R, C], C the most of the pass. Best first; -1 stands where there is none.
+        """
+
+    @property
+    def candidate_logits(
+        self,
+    ) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C")]:
+        """[R, C]"""
+
+    def best_tokens(self, row: int) -> list[int]:
+        """The candidate ids of a row up to the first -1."""
+
 class Target:
     """A Gemma 4."""
 
@@ -148,24 +184,11 @@ class Target:
     def forward(
         self,
         caches: Sequence[Cache],
-        token_ids: Annotated[
-            NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        counts: Sequence[int],
+        token_ids: Sequence[Sequence[int]],
         num_outputs: Sequence[int],
         num_candidates: Sequence[int],
-    ) -> tuple[
-        Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C")],
-        Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C")],
-        Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C")],
-        Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C")],
-    ]:
-        """
-        One pass: logits [R, V], hidden [R, D], best tokens and their logits [R, C].
-
-        R is the sum of num_outputs, C the most of num_candidates. Tokens of a row come best
-        first; -1 stands where there is none.
-        """
+    ) -> list[Output]:
+        """One pass over the tokens of each sequence."""
 
     def load(
         self,
@@ -197,9 +220,7 @@ class Drafter:
         self,
         cache: Cache,
         last_token: int,
-        hidden: Annotated[
-            NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
+        hidden: Hidden,
         max_draft_tokens: int,
         place: int,
         temperature: float,
@@ -210,9 +231,7 @@ class Drafter:
         biases: Annotated[
             NDArray[numpy.float64], dict(shape=(None,), order="C", device="cpu", writable=False)
         ],
-        min_confidences: Annotated[
-            NDArray[numpy.float64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
+        min_confidences: Sequence[float],
         end_token_ids: Annotated[
             NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
         ],

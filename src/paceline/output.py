@@ -10,9 +10,8 @@ from __future__ import annotations
 import codecs
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from paceline.chat import THOUGHT, MalformedCallError, ToolCall, parse_call
 from paceline.errors import ConfigError
@@ -22,8 +21,7 @@ DeltaKind = Literal["text", "reasoning", "tool_call"]
 TextKind = Literal["reasoning", "prose", "code"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Delta:
+class Delta(NamedTuple):
     """A piece of the answer that no later token changes.
 
     Args:
@@ -185,8 +183,7 @@ class OutputText:
         return self._tokenizer.token_bytes(token_id)
 
 
-@dataclass(frozen=True)
-class _Piece:
+class _Piece(NamedTuple):
     """Text that one token made certain."""
 
     text: str
@@ -331,16 +328,18 @@ class _StopStrings:
 
     def push(self, text: str, drafted: bool) -> list[_Piece]:
         """The pieces that no stop string can reach any more."""
+        if not self._matchers:
+            return [_Piece(text, drafted)] if text else []
         if self.stopped:
             return []
         end = self._held.length
         self._held.append(text, drafted)
-        for character in text if self._matchers else "":
+        for character in text:
             end += 1
             if found := [len(m.text) for m in self._matchers if m.advance(character)]:
                 self.stopped = True
                 return self._held.take(end - max(found))
-        undecided = max((matcher.matched for matcher in self._matchers), default=0)
+        undecided = max(matcher.matched for matcher in self._matchers)
         return self._held.take(self._held.length - undecided)
 
     def release(self) -> list[_Piece]:
@@ -388,6 +387,8 @@ def _utf8_decoder() -> codecs.IncrementalDecoder:
 
 def _deltas(kind: DeltaKind, pieces: Sequence[_Piece]) -> list[Delta]:
     """One delta for each run of pieces with the same flag; none for no text."""
+    if len(pieces) == 1:
+        return [Delta(kind, *pieces[0])]
     return [
         Delta(kind=kind, text=text, drafted=drafted)
         for drafted, run in groupby(pieces, key=lambda piece: piece.drafted)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -138,6 +138,9 @@ class DrawRule:
     bias_ids: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     biases: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
+    def suppressed_ids(self) -> frozenset[int]:
+        return frozenset(self.bias_ids[self.biases == -np.inf].tolist())
+
 
 def draw(
     scores: NDArray[np.float32],
@@ -233,8 +236,7 @@ class Candidates(NamedTuple):
         return len(self.token_ids) >= count and bool(self.token_ids[count - 1] >= 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """The target's token at one position.
 
     `logprob` and `top` (most likely first) come from the distribution after bias, suppression and
@@ -274,6 +276,7 @@ class Sampler:
     ) -> None:
         check_range("seed", seed, 0, MAX_SEED)
         self._params = params
+        self._looks_back = self._penalises()
         self._vocab_size = vocab_size
         self._rule = _draw_rule(params, seed, suppressed_token_ids, vocab_size)
         self._prompt_ids = np.unique(np.array(list(prompt_token_ids), np.int64))
@@ -282,6 +285,8 @@ class Sampler:
         if params.repetition_penalty != 1.0:
             self._changed_ids = np.union1d(self._prompt_ids, self._changed_ids)
         self._num_candidates = self._candidates_needed()
+        self._suppressed = self._rule.suppressed_ids()
+        self.takes_order = self._num_candidates == 1 + len(self._suppressed)
 
     @property
     def num_candidates(self) -> int:
@@ -305,9 +310,24 @@ class Sampler:
 
     def commit(self, token_id: int) -> None:
         """Append a token to the output that the penalties look back at."""
-        self._output_counts[token_id] += 1
-        if self._penalises() and self._output_counts[token_id] == 1:
-            self._changed_ids = np.union1d(self._changed_ids, [token_id])
+        if self._looks_back:
+            self._output_counts[token_id] += 1
+            if self._output_counts[token_id] == 1:
+                self._changed_ids = np.union1d(self._changed_ids, [token_id])
+
+    def best_of(self, token_ids: Sequence[int]) -> int | None:
+        """What `choose` chooses if `takes_order`; None if it takes more candidates than these.
+
+        Args:
+            token_ids: of candidates of the row, see `Candidates`, without a -1.
+
+        Equals: the whole row (tests/test_sampling.py).
+        """
+        if len(token_ids) >= self._num_candidates:
+            for token_id in token_ids:
+                if token_id not in self._suppressed:
+                    return token_id
+        return None
 
     def choose(
         self, logits: NDArray[np.float32], position: int, candidates: Candidates | None = None

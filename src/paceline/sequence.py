@@ -6,8 +6,7 @@ Implements what a round needs (`speculative.round.RoundSequence`). Runs nothing 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from paceline.errors import CacheError
 from paceline.output import Delta, OutputText
@@ -20,8 +19,7 @@ from paceline.stats import GenerationStats
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class EmittedToken:
+class EmittedToken(NamedTuple):
     """One token of the answer.
 
     Args:
@@ -110,17 +108,15 @@ class ActiveSequence:
 
     def push(self, choice: Choice, *, drafted: bool) -> bool:
         """Take one token of the answer; False when the text ends with it."""
-        token = EmittedToken(
-            token_id=choice.token_id, drafted=drafted, logprob=choice.logprob, top=choice.top
-        )
-        self.tokens.append(token)
+        token_id, logprob, top = choice
+        self.tokens.append(EmittedToken(token_id, drafted, logprob, top))
         self.stats.generated_tokens += 1
         if self.sources is not None:
-            self.sources.push(choice.token_id)
-        if choice.token_id in self.end_token_ids:
+            self.sources.push(token_id)
+        if token_id in self.end_token_ids:
             self.finish("tool_calls" if self.output.num_tool_calls else "stop")
         else:
-            self._new_deltas += self.output.push(choice.token_id, drafted=drafted)
+            self._new_deltas += self.output.push(token_id, drafted=drafted)
             if self.output.stopped:
                 self.finish("stop")
             elif not self.num_tokens_left:

@@ -61,12 +61,15 @@ class GenerationStats:
         _count(self.draft_histogram, num_drafted)
         if num_drafted:
             _count(self.acceptance_histogram, num_accepted)
-            self._source(source).add(
-                SourceStats(rounds=1, drafted_tokens=num_drafted, accepted_tokens=num_accepted)
-            )
+            brought = self._source(source)
+            brought.rounds += 1
+            brought.drafted_tokens += num_drafted
+            brought.accepted_tokens += num_accepted
 
     def _source(self, name: str) -> SourceStats:
-        return self.sources.setdefault(name, SourceStats())
+        if name not in self.sources:
+            self.sources[name] = SourceStats()
+        return self.sources[name]
 
     def add(self, other: GenerationStats) -> None:
         """Merge the statistics of other generations into this one."""
@@ -164,7 +167,8 @@ class GenerationStats:
 
 
 def _count(histogram: list[int], value: int) -> None:
-    histogram.extend([0] * (value + 1 - len(histogram)))
+    if value >= len(histogram):
+        histogram.extend([0] * (value + 1 - len(histogram)))
     histogram[value] += 1
 
 

@@ -26,6 +26,8 @@ MAX_VOCABULARY = 1 << 22
 
 SPACE = "▁"
 BYTE_TOKENS = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
+SPACE_BYTES = SPACE.encode()
+BYTE_VALUES = {text.encode(): value for text, value in BYTE_TOKENS.items()}
 LOOKS_LIKE_CONTROL = re.compile(r"<\|[^|<>]+\|?>|<[^|<>]+\|>")
 ROUND_TRIP_PROBE = " Two  spaces,\n\ta tab, e\u0301 É ☃ \U0001f600 <0x41> and an end "
 
@@ -150,8 +152,8 @@ class Tokenizer:
         """
         if token_id in self.control_ids:
             return b""
-        text = self.token_text(token_id)
-        return BYTE_TOKENS.get(text) or text.replace(SPACE, " ").encode()
+        data = self._texts[token_id] if token_id < len(self._texts) else b""
+        return BYTE_VALUES.get(data) or data.replace(SPACE_BYTES, b" ")
 
     def token_text(self, token_id: int) -> str:
         """The token as the file spells it, control tokens too; "" past the vocabulary."""

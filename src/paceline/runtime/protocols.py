@@ -6,14 +6,14 @@ The engine sees these protocols and NumPy arrays, never a tensor library.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from itertools import takewhile
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paceline.config import DrafterConfig, TargetConfig
-from paceline.sampling import Candidates, DrawRule
+from paceline.sampling import DrawRule
 
 MAX_DRAFT_TOKENS = 15
 """Longest draft of any source: with the last token it fills a pass of 16 rows."""
@@ -53,8 +53,7 @@ class KVCache(Protocol):
         """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rows:
+class Rows(NamedTuple):
     """One sequence's share of a pass: tokens at positions `cache.length`, +1, ...
 
     Args:
@@ -70,26 +69,55 @@ class Rows:
     num_candidates: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class PassOutput:
-    """Result for one `Rows`."""
+class PassOutput(Protocol):
+    """Result for one `Rows`: of each row that an output is wanted for."""
 
-    logits: NDArray[np.float32]  # [num_outputs, V]
-    hidden: Sequence[Hidden]  # num_outputs rows
-    candidates: Sequence[Candidates] | None = None  # one for each of these rows
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """[num_outputs, V]"""
+
+    @property
+    def hidden(self) -> Sequence[Hidden]: ...
+
+    @property
+    def candidate_ids(self) -> NDArray[np.int32]:
+        """[num_outputs, C], C possibly 0: see `Candidates`, as the next."""
+
+    @property
+    def candidate_logits(self) -> NDArray[np.float32]: ...
+
+    def best_tokens(self, row: int) -> Sequence[int]:
+        """The row's candidates up to the first that is missing, without an array."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StopRule:
+class ArrayOutput(NamedTuple):
+    """A `PassOutput` whose arrays are there."""
+
+    logits: NDArray[np.float32]
+    hidden: Sequence[Hidden]
+    candidate_ids: NDArray[np.int32]
+    candidate_logits: NDArray[np.float32]
+
+    @classmethod
+    def without_candidates(
+        cls, logits: NDArray[np.float32], hidden: Sequence[Hidden]
+    ) -> ArrayOutput:
+        none = np.empty((len(logits), 0))
+        return cls(logits, hidden, none.astype(np.int32), none.astype(np.float32))
+
+    def best_tokens(self, row: int) -> Sequence[int]:
+        return [*takewhile(lambda token_id: token_id >= 0, self.candidate_ids[row].tolist())]
+
+
+class StopRule(NamedTuple):
     """When to stop drafting early: at the first token whose confidence is below the bound of its
     step (steps past the end of the tuple have no bound), or that ends the turn."""
 
     min_confidences: tuple[float, ...] = ()
-    end_token_ids: frozenset[int] = field(default_factory=frozenset)
+    end_token_ids: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True, kw_only=True)
-class DraftRequest:
+class DraftRequest(NamedTuple):
     """Ask for a draft that continues `last_token`, which sits at position `cache.length`."""
 
     last_token: int
@@ -97,11 +125,10 @@ class DraftRequest:
     cache: KVCache
     max_draft_tokens: int
     draw: DrawRule
-    stop: StopRule = field(default_factory=StopRule)
+    stop: StopRule = StopRule()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Draft:
+class Draft(NamedTuple):
     """Proposed tokens; `confidences` are top-2 margins of the drafter's noised scores."""
 
     tokens: tuple[int, ...]
@@ -115,7 +142,7 @@ class Target(Protocol):
     def new_cache(self, max_length: int, max_draft_tokens: int) -> KVCache:
         """An empty cache whose rings survive the rejection of `max_draft_tokens` tokens."""
 
-    def forward(self, rows: Sequence[Rows]) -> list[PassOutput]:
+    def forward(self, rows: Sequence[Rows]) -> Sequence[PassOutput]:
         """One pass. Appends the keys and values of all rows; a row's bits depend on its own
         tokens and cache only (contract C1).
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from paceline.config import check_range
 
 
-@dataclass(frozen=True, kw_only=True)
-class DraftContext:
+class DraftContext(NamedTuple):
     """Where a sequence stands before its round.
 
     Args:
@@ -56,8 +55,7 @@ class DraftPlan:
 NO_DRAFT = DraftPlan(max_draft_tokens=0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RoundCost:
+class RoundCost(NamedTuple):
     """What a round did for all its sequences together, and the seconds that it took.
 
     Args:
@@ -82,8 +80,7 @@ class RoundCost:
     overhead_s: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class RoundOutcome:
+class RoundOutcome(NamedTuple):
     """What one sequence's round did.
 
     Args:
@@ -91,22 +88,22 @@ class RoundOutcome:
         num_verified_tokens: how many of these the target has judged. It is fewer only where the
             text ended on an accepted token: what follows was neither accepted nor rejected.
         num_accepted_tokens: how many the target would have said itself; the bonus is not in it.
+        cost: of the whole round, the same object for each of its sequences.
         num_draft_steps: tokens that the drafter made, the one included that it may have held back.
         confidences: of the drafted tokens, see `Draft`; fewer or none where none are known.
         source: who drafted: "drafter", "none", or a text (see `sources`), of whose tokens nothing
             can be learned about the drafter.
         plan: what was decided before.
-        cost: of the whole round, the same object for each of its sequences.
     """
 
     num_draft_tokens: int
     num_verified_tokens: int
     num_accepted_tokens: int
+    cost: RoundCost
     num_draft_steps: int = 0
     confidences: tuple[float, ...] = ()
     source: str = "drafter"
     plan: DraftPlan = NO_DRAFT
-    cost: RoundCost
 
     @property
     def draft_s(self) -> float:

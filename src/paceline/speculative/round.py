@@ -7,13 +7,10 @@ that of plain decoding whatever the drafter proposes. Knows no text, no tensors 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import takewhile
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import NamedTuple, Protocol
 
 from paceline.runtime.protocols import (
     Draft,
@@ -74,8 +71,7 @@ class RoundSequence(Protocol):
         """Take one emitted token. False: the text ends with it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What the target made of a draft.
 
     Args:
@@ -89,14 +85,16 @@ class Verdict:
     num_accepted_tokens: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class RoundDraft:
+class RoundDraft(NamedTuple):
     """One sequence's draft, who made it, and the steps of the drafter that it took."""
 
     source: str = NOBODY
     tokens: tuple[int, ...] = ()
     confidences: tuple[float, ...] = ()
     num_steps: int = 0
+
+
+NO_TOKENS = RoundDraft()
 
 
 def run_round(
@@ -125,17 +123,22 @@ def run_round(
         [_rows(sequence, draft) for sequence, draft in zip(sequences, drafts, strict=True)]
     )
     verified = time.perf_counter()
-    verdicts = [
-        settle(sequence, draft.tokens, output)
-        for sequence, draft, output in zip(sequences, drafts, outputs, strict=True)
-    ]
+    verdicts = []
+    num_rows = num_drafts = num_draft_steps = num_tokens = 0
+    for sequence, draft, output in zip(sequences, drafts, outputs, strict=True):
+        verdict = settle(sequence, draft.tokens, output)
+        verdicts.append(verdict)
+        num_rows += 1 + len(draft.tokens)
+        num_drafts += draft.num_steps > 0
+        num_draft_steps += draft.num_steps
+        num_tokens += len(verdict.token_ids)
     cost = RoundCost(
         num_sequences=len(sequences),
-        num_rows=len(sequences) + sum(len(draft.tokens) for draft in drafts),
+        num_rows=num_rows,
         context_length=sum(context.context_length for context in contexts) // len(contexts),
-        num_drafts=sum(draft.num_steps > 0 for draft in drafts),
-        num_draft_steps=sum(draft.num_steps for draft in drafts),
-        num_tokens=sum(len(verdict.token_ids) for verdict in verdicts),
+        num_drafts=num_drafts,
+        num_draft_steps=num_draft_steps,
+        num_tokens=num_tokens,
         draft_s=drafted - planned,
         verify_s=verified - drafted,
         overhead_s=time.perf_counter() - verified + planned - started,
@@ -190,7 +193,7 @@ def settle(sequence: RoundSequence, draft: Sequence[int], output: PassOutput) ->
     `hidden` is the row that produced that token (contract C4).
     """
     start = sequence.cache.length - len(draft)  # position of the first emitted token
-    verdict = verify(sequence, draft, output.logits, start, output.candidates)
+    verdict = verify(sequence, draft, output, start)
     last = len(verdict.token_ids) - 1
     sequence.cache.truncate(start + last)
     sequence.last_token = verdict.token_ids[last]
@@ -201,9 +204,8 @@ def settle(sequence: RoundSequence, draft: Sequence[int], output: PassOutput) ->
 def verify(
     sequence: RoundSequence,
     draft: Sequence[int],
-    logits: NDArray[np.float32],
+    output: PassOutput,
     start: int,
-    candidates: Sequence[Candidates] | None = None,
 ) -> Verdict:
     """Emit the target's own token of each row, as long as the draft had foreseen it.
 
@@ -211,16 +213,14 @@ def verify(
     ends the text ends the round too, wherever in the draft it falls.
 
     Args:
-        logits: [K + 1, V]; row i follows the tokens up to and including `draft[:i]`.
+        output: of K + 1 rows; row i follows the tokens up to and including `draft[:i]`.
         start: absolute position of the token that row 0 decides.
-        candidates: of each row, if the runtime gave any.
 
     Source: sample matching, reference section 1.6.
     """
     emitted: list[int] = []
-    for row, scores in enumerate(logits):
-        found = candidates[row] if candidates else None
-        choice = sequence.sampler.choose(scores, start + row, found)
+    choices = _choices(sequence.sampler, output, start)
+    for row, choice in enumerate(choices):
         sequence.sampler.commit(choice.token_id)
         emitted.append(choice.token_id)
         accepted = row < len(draft) and draft[row] == choice.token_id
@@ -238,6 +238,19 @@ def verify(
         num_verified_tokens=len(emitted),
         num_accepted_tokens=len(emitted),
     )
+
+
+def _choices(sampler: Sampler, output: PassOutput, start: int) -> Iterator[Choice]:
+    """The target's own token of each row, as long as one is asked for. No array is looked at where
+    the order of the best tokens is enough."""
+    row = 0
+    while sampler.takes_order and (best := sampler.best_of(output.best_tokens(row))) is not None:
+        yield Choice(best)
+        row += 1
+    logits, found = output.logits, map(Candidates, output.candidate_ids, output.candidate_logits)
+    rows = enumerate(zip(logits, found, strict=True), start)
+    for position, (scores, candidates) in islice(rows, row, None):
+        yield sampler.choose(scores, position, candidates)
 
 
 def _context(drafter: Drafter | None, sequence: RoundSequence) -> DraftContext:
@@ -261,26 +274,25 @@ def _drafts(
     texts: Sequence[TextDraft | None],
 ) -> list[RoundDraft]:
     """A draft per sequence, empty where none is asked for or only one token is left."""
-    drafts = [RoundDraft(source=t.source, tokens=t.token_ids) if t else RoundDraft() for t in texts]
-    if drafter is None:
-        return drafts
-    shares = zip(sequences, contexts, plans, strict=True)
-    requests = [None if text else _request(*each) for text, each in zip(texts, shares, strict=True)]
-    asked = [request for request in requests if request]
-    answers = iter(drafter.draft(asked) if asked else [])
-    vocab_size = drafter.config.vocab_size
-    return [
-        _usable(request, next(answers), vocab_size) if request else draft
-        for request, draft in zip(requests, drafts, strict=True)
-    ]
+    drafts, requests, places = [], [], []
+    for sequence, context, plan, text in zip(sequences, contexts, plans, texts, strict=True):
+        limit = min(plan.max_draft_tokens, context.room)
+        if text is not None:
+            drafts.append(RoundDraft(text.source, text.token_ids))
+            continue
+        if drafter is not None and limit > 0:
+            requests.append(_request(sequence, plan, limit))
+            places.append(len(drafts))
+        drafts.append(NO_TOKENS)
+    if drafter is not None and requests:
+        vocab_size = drafter.config.vocab_size
+        answers = zip(places, requests, drafter.draft(requests), strict=True)
+        for place, request, draft in answers:
+            drafts[place] = _usable(request, draft, vocab_size)
+    return drafts
 
 
-def _request(
-    sequence: RoundSequence, context: DraftContext, plan: DraftPlan
-) -> DraftRequest | None:
-    limit = min(plan.max_draft_tokens, context.room)
-    if limit <= 0:
-        return None
+def _request(sequence: RoundSequence, plan: DraftPlan, limit: int) -> DraftRequest:
     return DraftRequest(
         last_token=sequence.last_token,
         hidden=sequence.hidden,
@@ -295,7 +307,11 @@ def _usable(request: DraftRequest, draft: Draft, vocab_size: int) -> RoundDraft:
     """What the target can verify, should a broken drafter propose too much or no token at all."""
     limit, tokens = request.max_draft_tokens, draft.tokens
     ended = len(tokens) >= limit or (bool(tokens) and tokens[-1] in request.stop.end_token_ids)
-    usable = tuple(takewhile(lambda token_id: 0 <= token_id < vocab_size, tokens[:limit]))
+    usable = tokens[:limit]
+    for index, token_id in enumerate(usable):
+        if not 0 <= token_id < vocab_size:
+            usable = usable[:index]
+            break
     return RoundDraft(
         source=DRAFTER if usable else NOBODY,
         tokens=usable,

@@ -12,7 +12,6 @@ import paceline._native as _native
 from paceline.config import DrafterConfig
 from paceline.errors import CheckpointError
 from paceline.runtime.native.cache import native
-from paceline.runtime.native.target import hidden_row
 from paceline.runtime.protocols import MAX_DRAFT_TOKENS, Draft, DraftPosition, DraftRequest
 
 
@@ -51,17 +50,18 @@ class NativeDrafter:
 
     def _draft_one(self, request: DraftRequest) -> Draft:
         length, rule, stop = request.cache.length, request.draw, request.stop
+        assert isinstance(request.hidden, _native.Hidden)
         tokens, confidences = self.inner.draft(
             native(request.cache),
             request.last_token,
-            hidden_row(request.hidden),
+            request.hidden,
             request.max_draft_tokens,
             length - 1 if self.position == "last_written" else length,
             rule.temperature,
             rule.seed,
             rule.bias_ids,
             rule.biases,
-            np.array(stop.min_confidences, np.float64),
+            stop.min_confidences,
             _as_array(stop.end_token_ids),
         )
         return Draft(tokens=tuple(tokens), confidences=tuple(confidences))

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import chain
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Sequence
 
 import paceline._native as _native
 from paceline.config import TargetConfig, check_range
@@ -14,7 +10,6 @@ from paceline.errors import CheckpointError
 from paceline.runtime.bounds import check_room
 from paceline.runtime.native.cache import NativeKVCache, native
 from paceline.runtime.protocols import PassOutput, Rows
-from paceline.sampling import Candidates
 
 ROWS_AT_ONCE = 128
 """Rows that go through the layers together; a longer pass is cut into pieces of this size."""
@@ -41,7 +36,7 @@ class NativeTarget:
         slack = max(max_draft_tokens + 1, ROWS_AT_ONCE)
         return NativeKVCache(self.inner.new_cache(max_length, slack))
 
-    def forward(self, rows: Sequence[Rows]) -> list[PassOutput]:
+    def forward(self, rows: Sequence[Rows]) -> Sequence[PassOutput]:
         """One pass over the rows of one or more sequences.
 
         Raises:
@@ -54,13 +49,11 @@ class NativeTarget:
             assert share.token_ids
             assert 0 <= share.num_outputs <= len(share.token_ids)
             check_room(share.cache, len(share.token_ids))
-        counts = [share.num_outputs for share in rows]
         try:
-            logits, hidden, candidate_ids, candidate_logits = self.inner.forward(
+            return self.inner.forward(
                 [native(share.cache) for share in rows],
-                np.fromiter(chain.from_iterable(share.token_ids for share in rows), np.int32),
-                [len(share.token_ids) for share in rows],
-                counts,
+                [share.token_ids for share in rows],
+                [share.num_outputs for share in rows],
                 [share.num_candidates for share in rows],
             )
         except _native.NotFiniteError as error:
@@ -69,24 +62,3 @@ class NativeTarget:
             ) from error
         except _native.ReadError as error:
             raise CheckpointError(str(error)) from error
-        candidates = [*map(Candidates, candidate_ids, candidate_logits)]
-        return [
-            PassOutput(
-                logits=logits[first:end],
-                hidden=[*hidden[first:end]],
-                candidates=candidates[first:end],
-            )
-            for first, end in _spans(counts)
-        ]
-
-
-def _spans(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
-    end = 0
-    for count in counts:
-        yield end, (end := end + count)
-
-
-def hidden_row(hidden: object) -> NDArray[np.float32]:
-    """A hidden state that `NativeTarget.forward` gave. [D]"""
-    assert isinstance(hidden, np.ndarray)
-    return hidden

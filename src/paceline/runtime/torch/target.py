@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from paceline.config import LayerSpec, TargetConfig, check_range
-from paceline.runtime.protocols import KVCache, PassOutput, Rows
+from paceline.runtime.protocols import ArrayOutput, KVCache, PassOutput, Rows
 from paceline.runtime.torch.cache import TorchKVCache
 from paceline.runtime.torch.cached import VisibleKeys, attend_cached, visible_keys
 from paceline.runtime.torch.models import TargetModel
@@ -105,11 +105,11 @@ class TorchTarget:
         counts = [sum(len(part) for part in share) for share in parts]
         if not any(counts):
             empty = np.empty((0, self.config.vocab_size), dtype=np.float32)
-            return [PassOutput(logits=empty, hidden=()) for _ in parts]
+            return [ArrayOutput.without_candidates(empty, ()) for _ in parts]
         hidden = torch.cat([part for share in parts for part in share])
         logits = torch.cat([self._tiled_logits(tile) for tile in torch.split(hidden, TILE)]).float()
         return [
-            PassOutput(logits=scores.numpy(), hidden=states.unbind())
+            ArrayOutput.without_candidates(scores.numpy(), states.unbind())
             for scores, states in zip(
                 torch.split(logits, counts), torch.split(hidden, counts), strict=True
             )
