@@ -449,8 +449,8 @@ def test_of_several_rounds_it_is_not_the_slow_last_one_whose_cost_counts():
     for _ in range(20):
         plan = found.plan(context())
         told = [outcome(plan, plan.max_draft_tokens) for _ in range(5)]
-        slow = replace(told[-1].cost, verify_s=5 * told[-1].cost.verify_s)
-        found.observe_all([*told[:-1], replace(told[-1], cost=slow)])
+        slow = told[-1].cost._replace(verify_s=5 * told[-1].cost.verify_s)
+        found.observe_all([*told[:-1], told[-1]._replace(cost=slow)])
     rows = 1 + plan.max_draft_tokens
     known = found.costs.curve(100).passes[rows - 1]
     assert known == pytest.approx(MACHINE.verify_s(rows), rel=0.02)

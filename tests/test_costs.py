@@ -278,7 +278,7 @@ def lived_in_turn(model, *, factor=1.0, turns=20, lengths=(0, 2)):
                 model,
                 drafting(length, verify_s=seconds, draft_s=factor * 0.002)
                 if length
-                else replace(ROUND, verify_s=seconds),
+                else ROUND._replace(verify_s=seconds),
             )
 
 

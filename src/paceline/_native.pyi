@@ -519,3 +519,37 @@ def margin_bounds(
     margins: MarginCurve,
 ) -> tuple[float, ...]:
     """See `paceline.speculative.adaptive.margin_bounds`."""
+
+class ScoreRow:
+    """One row of scores over the vocabulary: see paceline.score_row."""
+
+    def __init__(
+        self,
+        logits: Annotated[
+            NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)
+        ],
+        changed_ids: Annotated[
+            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
+        ],
+        changed_scores: Annotated[
+            NDArray[numpy.float64], dict(shape=(None,), order="C", device="cpu", writable=False)
+        ],
+    ) -> None: ...
+    @property
+    def peak(self) -> float: ...
+    def scores(
+        self,
+        ids: Annotated[
+            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
+        ],
+    ) -> Annotated[NDArray[numpy.float64], dict(shape=(None,), order="C")]: ...
+    def at_least(
+        self, floor: float
+    ) -> Annotated[NDArray[numpy.int64], dict(shape=(None,), order="C")]: ...
+    def highest(
+        self, count: int
+    ) -> Annotated[NDArray[numpy.int64], dict(shape=(None,), order="C")]: ...
+    def weight_sum(self, temperature: float) -> float: ...
+    def contenders(
+        self, temperature: float, seed: int, position: int
+    ) -> Annotated[NDArray[numpy.int64], dict(shape=(None,), order="C")]: ...
