@@ -8,6 +8,7 @@ import pytest
 from paceline.speculative.acceptance import Profiles
 from paceline.speculative.adaptive import AdaptiveDraftLength
 from paceline.speculative.controller import DraftContext, FixedDraftLength, plan_round
+from paceline.speculative.costs import TRUSTED_PASSES, CostModel
 from paceline.speculative.pace import (
     KNOWN_DRAFTS,
     MOST_ROUNDS,
@@ -82,6 +83,13 @@ def test_a_decision_that_disappointed_is_not_taken_up_again():
         found.observe(outcome(plan, 0, SHORT))
     found.plan(context(kind="code"))
     assert found.plan(context()) is not plan
+
+
+def test_nothing_stands_before_costs_are_known():
+    """Else an engine that was not calibrated would take a hundred rounds to know its machine."""
+    found = PacedDraftLength(AdaptiveDraftLength(CostModel(), Profiles()))
+    run(found, lambda length: length, TRUSTED_PASSES, SHORT)
+    assert found.policy.costs.is_known
 
 
 def test_what_was_not_yet_learned_is_learned_at_the_end():

@@ -255,7 +255,7 @@ class AdaptiveDraftLength:
             best = best_length(survivals, model.kept, outlook.curve, length, outlook.others)
             length = best.length
         if length == 0:
-            return self._decided(outlook.plain(), outlook, is_usual=True)
+            return self._decided(outlook.plain(), outlook, is_usual=self.costs.is_known)
         if self._num_drafts % BOUNDS_EVERY == 0 or len(self._bounds) != length:
             self._bounds = margin_bounds(
                 length, survivals, model.kept, outlook.curve, best.rate, model.profile.curve
