@@ -102,7 +102,7 @@ class WrongDrafter(InformedDrafter):
             (token + 1) % self.config.vocab_size if token == right else token
             for token, right in zip(draft.tokens, coming, strict=False)
         )
-        return replace(draft, tokens=tokens, confidences=draft.confidences[: len(tokens)])
+        return draft._replace(tokens=tokens, confidences=draft.confidences[: len(tokens)])
 
 
 def with_random_weights(pair: LoadedPair, seed: int = 0) -> Drafter:
