@@ -41,6 +41,7 @@ from paceline.config import check_pair
 from paceline.errors import CheckpointError, ConfigError, MissingDependencyError
 from paceline.loading import load_pair
 from paceline.memory import num_weights
+from paceline.runtime.protocols import ArrayOutput
 from released_geometries import NAMES, RELEASED, geometry
 from synthetic_gguf import DTYPES, ordinary_tokens, random_values, tokenizer_document, write_pair
 
@@ -311,7 +312,7 @@ def test_a_wrong_answer_is_seen(pair, monkeypatch):
     def spoiled(self, rows):
         outputs = forward(self, rows)
         if len(rows[0].token_ids) == 4:
-            outputs = [replace(x, logits=-x.logits, candidates=None) for x in outputs]
+            outputs = [ArrayOutput.without_candidates(-x.logits, x.hidden) for x in outputs]
         return outputs
 
     monkeypatch.setattr(cost_measure.TimedTarget, "forward", spoiled)
