@@ -183,7 +183,7 @@ class TimedTarget:
     def new_cache(self, max_length: int, max_draft_tokens: int) -> KVCache:
         return self.inner.new_cache(max_length, max_draft_tokens)
 
-    def forward(self, rows: Sequence[Rows]) -> list[PassOutput]:
+    def forward(self, rows: Sequence[Rows]) -> Sequence[PassOutput]:
         started = time.perf_counter()
         outputs = self.inner.forward(rows)
         self.clock.forward.append(time.perf_counter() - started)

@@ -188,13 +188,11 @@ class FakeTarget:
         seen = [cache.seen_from(position) for position in positions]
         logits = [self.scores(at + 1, row) for at, row in zip(positions, seen, strict=True)]
         gives = share.num_candidates if len(self.passes) % 2 else 0
-        found = [candidates_of(row, gives) for row in logits]
-        return ArrayOutput(
-            logits=np.array(logits).reshape(count, VOCAB_SIZE),
-            hidden=[hashed(row) for row in seen],
-            candidate_ids=np.array([f.token_ids for f in found]).reshape(count, gives),
-            candidate_logits=np.array([f.logits for f in found]).reshape(count, gives),
-        )
+        rows, hidden = np.array(logits).reshape(count, VOCAB_SIZE), [hashed(row) for row in seen]
+        if not (gives and count):
+            return ArrayOutput.without_candidates(rows, hidden)
+        ids, best = zip(*[candidates_of(row, gives) for row in logits], strict=True)
+        return ArrayOutput(rows, hidden, np.array(ids), np.array(best))
 
     def scores(self, position: int, seen: tuple[object, ...]) -> np.ndarray:
         """[V] logits of the token at `position`."""

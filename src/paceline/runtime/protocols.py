@@ -70,7 +70,8 @@ class Rows(NamedTuple):
 
 
 class PassOutput(Protocol):
-    """Result for one `Rows`: of each row that an output is wanted for."""
+    """Result for one `Rows`: of each row that an output is wanted for. A runtime may make an
+    array each time that one is asked for."""
 
     @property
     def logits(self) -> NDArray[np.float32]:
@@ -81,13 +82,14 @@ class PassOutput(Protocol):
 
     @property
     def candidate_ids(self) -> NDArray[np.int32]:
-        """[num_outputs, C], C possibly 0: see `Candidates`, as the next."""
+        """[num_outputs, C], see `sampling.Candidates`; C is 0 where none are known."""
 
     @property
-    def candidate_logits(self) -> NDArray[np.float32]: ...
+    def candidate_logits(self) -> NDArray[np.float32]:
+        """[num_outputs, C]"""
 
     def best_tokens(self, row: int) -> Sequence[int]:
-        """The row's candidates up to the first that is missing, without an array."""
+        """Ids of the row's candidates, best first, without those that are missing."""
 
 
 class ArrayOutput(NamedTuple):
