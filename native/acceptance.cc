@@ -7,6 +7,8 @@
 #include <string>
 #include <utility>
 
+#include "paceline/errors.h"
+
 namespace paceline {
 namespace {
 
@@ -58,12 +60,6 @@ void check(const char* name, const Numbers& values, double low, double high) {
   }
 }
 
-void check_count(const char* name, std::int64_t value, std::int64_t highest) {
-  if (value >= 0 && value <= highest) return;
-  throw std::invalid_argument(std::string(name) + "=" + std::to_string(value) +
-                              " is out of range: expected 0 to " + std::to_string(highest) + ".");
-}
-
 void check_weights(const Levels& weights) {
   check("a weight", weights, 0.0, 1.0);
   if (std::abs(sum(weights) - 1.0) < 0.01) return;
@@ -72,8 +68,8 @@ void check_weights(const Levels& weights) {
 
 void check_all(const std::vector<Judgement>& judgements) {
   for (const Judgement& judgement : judgements) {
-    check_count("num_judged", judgement.num_judged, kMaxTokens);
-    check_count("num_accepted", judgement.num_accepted, judgement.num_judged);
+    check_range("num_judged", judgement.num_judged, 0, kMaxTokens);
+    check_range("num_accepted", judgement.num_accepted, 0, judgement.num_judged);
   }
 }
 
@@ -295,7 +291,7 @@ void AcceptanceModel::learn(const Survivals& survivals, const std::vector<Judgem
 }
 
 void AcceptanceModel::observe_kept(std::int64_t num_kept, bool held_back) {
-  check_count("num_kept", num_kept, kMaxTokens);
+  check_range("num_kept", num_kept, 0, kMaxTokens);
   const auto count = static_cast<std::size_t>(num_kept);
   for (std::size_t n = 0; n < count; ++n) kept_[n] += kKeepRate * (1.0 - kept_[n]);
   if (held_back && count < kMaxTokens) kept_[count] -= kKeepRate * kept_[count];

@@ -58,12 +58,6 @@ using FloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
-void check_range(const char* name, std::int64_t value, std::int64_t low, std::int64_t high) {
-  if (value >= low && value <= high) return;
-  refuse(std::string(name) + "=" + std::to_string(value) + " is out of range: expected " +
-         std::to_string(low) + " to " + std::to_string(high) + ".");
-}
-
 // Numbers that nobody sets twice.
 template <class T>
 std::shared_ptr<T[]> new_numbers(std::size_t count) {

@@ -6,7 +6,6 @@
 namespace paceline {
 namespace {
 
-constexpr int kRounds = 10;
 constexpr int kUniformBits = 53;
 
 std::uint32_t high(std::uint64_t x) { return static_cast<std::uint32_t>(x >> 32); }
@@ -17,15 +16,15 @@ std::uint32_t low(std::uint64_t x) { return static_cast<std::uint32_t>(x); }
 std::uint64_t noise_bits(std::uint64_t seed, std::uint64_t position, std::uint32_t token_id) {
   std::uint32_t key_0 = low(seed), key_1 = high(seed);
   std::uint32_t word_0 = low(position), word_1 = high(position), word_2 = token_id, word_3 = 0;
-  for (int round = 0; round < kRounds; ++round) {
-    const std::uint64_t first = std::uint64_t{0xD2511F53} * word_0;
-    const std::uint64_t second = std::uint64_t{0xCD9E8D57} * word_2;
+  for (int round = 0; round < kNoiseRounds; ++round) {
+    const std::uint64_t first = std::uint64_t{kNoiseFactors[0]} * word_0;
+    const std::uint64_t second = std::uint64_t{kNoiseFactors[1]} * word_2;
     word_0 = high(second) ^ word_1 ^ key_0;
     word_1 = low(second);
     word_2 = high(first) ^ word_3 ^ key_1;
     word_3 = low(first);
-    key_0 += 0x9E3779B9;
-    key_1 += 0xBB67AE85;
+    key_0 += kNoiseSteps[0];
+    key_1 += kNoiseSteps[1];
   }
   const std::uint64_t words = std::uint64_t{word_0} << 32 | word_1;
   return words >> (64 - kUniformBits) | 1;

@@ -3,8 +3,9 @@
 #include <algorithm>
 #include <cstddef>
 #include <stdexcept>
-#include <string>
 #include <utility>
+
+#include "paceline/errors.h"
 
 namespace paceline {
 namespace {
@@ -18,12 +19,6 @@ std::uint64_t hash_of(const std::int32_t* tokens, int count) {
     hash ^= hash >> 32;
   }
   return hash;
-}
-
-void check(const char* name, std::int64_t value, std::int64_t highest) {
-  if (value >= 0 && value <= highest) return;
-  throw std::invalid_argument(std::string(name) + "=" + std::to_string(value) +
-                              " is out of range: expected 0 to " + std::to_string(highest) + ".");
 }
 
 }  // namespace
@@ -70,8 +65,8 @@ void PlacesByEnd::grow(const Tokens& text) {
 
 // The token comes first, so that no place without a token is found should memory run out.
 void IndexedText::append(std::int64_t token) {
-  check("token_id", token, kSeparator);
-  check("num_tokens", size() + std::int64_t{1}, kMaxTextTokens);
+  check_range("token_id", token, 0, kSeparator);
+  check_range("num_tokens", size() + std::int64_t{1}, 0, kMaxTextTokens);
   const Place place = size();
   tokens_.push_back(static_cast<std::int32_t>(token));
   long_.add(tokens_, place);
@@ -79,8 +74,8 @@ void IndexedText::append(std::int64_t token) {
 }
 
 void IndexedText::extend(const std::vector<std::int64_t>& tokens) {
-  for (const std::int64_t token : tokens) check("token_id", token, kSeparator);
-  check("num_tokens", size() + static_cast<std::int64_t>(tokens.size()), kMaxTextTokens);
+  for (const std::int64_t token : tokens) check_range("token_id", token, 0, kSeparator);
+  check_range("num_tokens", size() + static_cast<std::int64_t>(tokens.size()), 0, kMaxTextTokens);
   for (const std::int64_t token : tokens) append(token);
 }
 
@@ -127,7 +122,7 @@ void Follower::advance() {
 }
 
 void Follower::start_at(std::int64_t place) {
-  check("place", place, text_->size());
+  check_range("place", place, 0, text_->size());
   lost_ = static_cast<Place>(place);
   lost_since_ = 0;
   places_ = {};
@@ -187,7 +182,7 @@ Place Follower::found_nearby() const {
 }
 
 Proposal Follower::propose(std::int64_t limit) const {
-  check("limit", limit, kMaxProposal);
+  check_range("limit", limit, 0, kMaxProposal);
   Proposal proposal;
   if (places_.empty()) return proposal;
   std::vector<std::int32_t>& tokens = proposal.tokens;

@@ -1,6 +1,7 @@
 // Passes over the scores of a row (include/paceline/score_row.h).
 //
 // Doubles and 64-bit words in the compiler's own vectors: only the product of two words needs help.
+#include "paceline/noise.h"
 #include "paceline/score_row.h"
 
 #include "simd.h"
@@ -94,15 +95,15 @@ PACELINE_INLINE Words first_words(std::uint64_t seed, std::uint64_t position, Wo
   Words word_0 = Words{} + (position & 0xffffffff), word_1 = Words{} + (position >> 32);
   Words word_2 = ids, word_3 = {};
   PACELINE_UNROLL
-  for (int round = 0; round < 10; ++round) {
-    const Words first = multiply_words(word_0, 0xD2511F53);
-    const Words second = multiply_words(word_2, 0xCD9E8D57);
+  for (int round = 0; round < kNoiseRounds; ++round) {
+    const Words first = multiply_words(word_0, kNoiseFactors[0]);
+    const Words second = multiply_words(word_2, kNoiseFactors[1]);
     word_0 = (second >> 32) ^ word_1 ^ (Words{} + key_0);
     word_1 = second;
     word_2 = (first >> 32) ^ word_3 ^ (Words{} + key_1);
     word_3 = first;
-    key_0 += 0x9E3779B9;
-    key_1 += 0xBB67AE85;
+    key_0 += kNoiseSteps[0];
+    key_1 += kNoiseSteps[1];
   }
   return word_0;
 }

@@ -21,16 +21,6 @@ bool close(double a, double b) { return std::abs(a - b) <= 1e-9 * std::abs(b); }
 
 double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 
-template <class Call>
-bool refused(Call call) {
-  try {
-    call();
-  } catch (const std::invalid_argument&) {
-    return true;
-  }
-  return false;
-}
-
 AcceptanceModel new_model() { return AcceptanceModel(std::make_shared<Profile>()); }
 
 void live(AcceptanceModel& model, std::int64_t accepted, std::int64_t judged, int rounds) {
@@ -157,27 +147,27 @@ TEST(what_is_wrong_is_refused_and_nothing_changes) {
   for (const double wrong : {0.0, -1.0, 2.0, kNaN}) {
     Survivals survivals = before;
     survivals[3] = wrong;
-    CHECK(refused([&] { model.observe(survivals, {{1, 2, {1.0}}}, {}); }));
-    CHECK(wrong == 0.0 || refused([&] { model.doubt(wrong); }));
+    CHECK(refuses([&] { model.observe(survivals, {{1, 2, {1.0}}}, {}); }));
+    CHECK(wrong == 0.0 || refuses([&] { model.doubt(wrong); }));
   }
-  CHECK(refused([&] { model.observe(before, {{1, 2, {1.0}}, {-1, 2, {1.0}}}, {}); }));
-  CHECK(refused([&] { model.observe(before, {{1, 2, {1.0}}, {3, 2, {1.0}}}, {}); }));
-  CHECK(refused([&] { model.observe(before, {{1, 2, {1.0}}, {1, 16, {1.0}}}, {}); }));
-  CHECK(refused([&] { model.observe_kept(-1, false); }));
-  CHECK(refused([&] { model.observe_kept(16, false); }));
-  CHECK(refused([&] { model.set_weights({}); }));
-  CHECK(refused([&] { AcceptanceModel(nullptr); }));
+  CHECK(refuses([&] { model.observe(before, {{1, 2, {1.0}}, {-1, 2, {1.0}}}, {}); }));
+  CHECK(refuses([&] { model.observe(before, {{1, 2, {1.0}}, {3, 2, {1.0}}}, {}); }));
+  CHECK(refuses([&] { model.observe(before, {{1, 2, {1.0}}, {1, 16, {1.0}}}, {}); }));
+  CHECK(refuses([&] { model.observe_kept(-1, false); }));
+  CHECK(refuses([&] { model.observe_kept(16, false); }));
+  CHECK(refuses([&] { model.set_weights({}); }));
+  CHECK(refuses([&] { AcceptanceModel(nullptr); }));
   CHECK(model.survivals() == before && model.profile()->curve().seen() == Bins{});
   const Profile& profile = *model.profile();
   const MarginCurve curve;
   Knots knots = profile.knots();
   knots[0] = kNaN;
-  CHECK(refused([&] { Profile(knots, profile.counts(), profile.levels(), curve); }));
-  CHECK(refused([&] { Profile(profile.knots(), knots, profile.levels(), curve); }));
-  CHECK(refused([&] { Profile(profile.knots(), profile.counts(), {}, curve); }));
-  CHECK(refused([&] { MarginCurve({}, Bins{1.0}, {}); }));
-  CHECK(refused([&] { MarginCurve(Bins{kNaN}, {}, {}); }));
-  CHECK(refused([&] { curve.margin_at(0.5); }));
+  CHECK(refuses([&] { Profile(knots, profile.counts(), profile.levels(), curve); }));
+  CHECK(refuses([&] { Profile(profile.knots(), knots, profile.levels(), curve); }));
+  CHECK(refuses([&] { Profile(profile.knots(), profile.counts(), {}, curve); }));
+  CHECK(refuses([&] { MarginCurve({}, Bins{1.0}, {}); }));
+  CHECK(refuses([&] { MarginCurve(Bins{kNaN}, {}, {}); }));
+  CHECK(refuses([&] { curve.margin_at(0.5); }));
 }
 
 TEST(a_draft_longer_than_what_is_known_is_refused) {
@@ -185,12 +175,12 @@ TEST(a_draft_longer_than_what_is_known_is_refused) {
   const MarginCurve curve = taught_curve(1.0, 0.0, 64 * 10);
   CHECK(best_length({three, two, three, 0.1}, 1.0, 0.0, 2, 0.0).length >= 0);
   for (const std::int64_t length : {std::int64_t{-1}, std::int64_t{3}, std::int64_t{1} << 62}) {
-    CHECK(refused([&] { best_length({three, two, three, 0.1}, 1.0, 0.0, length, 0.0); }));
-    CHECK(refused([&] { margin_bounds({three, two, three, 0.1}, length, 1.0, curve); }));
+    CHECK(refuses([&] { best_length({three, two, three, 0.1}, 1.0, 0.0, length, 0.0); }));
+    CHECK(refuses([&] { margin_bounds({three, two, three, 0.1}, length, 1.0, curve); }));
   }
   const std::vector<double> none, one{1.0};
-  CHECK(refused([&] { best_length({none, two, three, 0.1}, 1.0, 0.0, 0, 0.0); }));
-  CHECK(refused([&] { best_length({three, one, three, 0.1}, 1.0, 0.0, 2, 0.0); }));
-  CHECK(refused([&] { best_length({three, two, two, 0.1}, 1.0, 0.0, 2, 0.0); }));
-  CHECK(refused([&] { best_length({three, two, three, 0.1}, 0.0, 0.0, 2, 0.0); }));
+  CHECK(refuses([&] { best_length({none, two, three, 0.1}, 1.0, 0.0, 0, 0.0); }));
+  CHECK(refuses([&] { best_length({three, one, three, 0.1}, 1.0, 0.0, 2, 0.0); }));
+  CHECK(refuses([&] { best_length({three, two, two, 0.1}, 1.0, 0.0, 2, 0.0); }));
+  CHECK(refuses([&] { best_length({three, two, three, 0.1}, 0.0, 0.0, 2, 0.0); }));
 }

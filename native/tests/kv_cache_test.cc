@@ -61,16 +61,6 @@ void check_holds(const LayerStore& store, std::int64_t first, std::int64_t last)
   CHECK(i == numbers.keys.size() && i == numbers.values.size());
 }
 
-template <class Action>
-std::string refusal(Action&& action) {
-  try {
-    action();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "";
-}
-
 }  // namespace
 
 TEST(halves_are_rounded_alike_everywhere_and_finite) {

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstring>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -50,6 +51,27 @@ inline std::vector<float> random_values(std::size_t count, unsigned seed, float 
   std::vector<float> values(count);
   for (float& value : values) value = normal(bits);
   return values;
+}
+
+// What an argument that cannot be used is refused with; empty if it is not.
+template <class Action>
+std::string refusal(Action&& action) {
+  try {
+    action();
+  } catch (const std::invalid_argument& error) {
+    return error.what();
+  }
+  return "";
+}
+
+template <class Action>
+bool refuses(Action&& action) {
+  try {
+    action();
+  } catch (const std::invalid_argument&) {
+    return true;
+  }
+  return false;
 }
 
 inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {

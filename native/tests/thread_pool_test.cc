@@ -105,11 +105,5 @@ TEST(an_idle_pool_wakes_up) {
 }
 
 TEST(no_threads_are_refused) {
-  bool refused = false;
-  try {
-    ThreadPool pool(0);
-  } catch (const std::invalid_argument&) {
-    refused = true;
-  }
-  CHECK(refused);
+  CHECK(refuses([] { ThreadPool pool(0); }));
 }

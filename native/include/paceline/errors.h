@@ -2,12 +2,22 @@
 // std::invalid_argument.
 #pragma once
 
+#include <cstdint>
 #include <exception>
 #include <mutex>
 #include <stdexcept>
+#include <string>
 #include <utility>
 
 namespace paceline {
+
+inline void check_range(const char* name, std::int64_t value, std::int64_t low,
+                        std::int64_t high) {
+  if (value >= low && value <= high) return;
+  throw std::invalid_argument(std::string(name) + "=" + std::to_string(value) +
+                              " is out of range: expected " + std::to_string(low) + " to " +
+                              std::to_string(high) + ".");
+}
 
 // A weight, or the scale of a block of weights, is infinite or not a number.
 class NotFiniteError : public std::invalid_argument {

@@ -8,6 +8,11 @@
 
 namespace paceline {
 
+// Philox4x32-10: what its two words are multiplied by in each round, and what is added to its keys.
+inline constexpr int kNoiseRounds = 10;
+inline constexpr std::uint32_t kNoiseFactors[] = {0xD2511F53, 0xCD9E8D57};
+inline constexpr std::uint32_t kNoiseSteps[] = {0x9E3779B9, 0xBB67AE85};
+
 // n of the uniform n / 2^53: odd, so that it is neither 0 nor 1.
 std::uint64_t noise_bits(std::uint64_t seed, std::uint64_t position, std::uint32_t token_id);
 
