@@ -276,7 +276,9 @@ class Sampler:
     ) -> None:
         check_range("seed", seed, 0, MAX_SEED)
         self._params = params
-        self._looks_back = self._penalises()
+        self._penalises = params.repetition_penalty != 1.0 or bool(
+            params.presence_penalty or params.frequency_penalty
+        )
         self._vocab_size = vocab_size
         self._rule = _draw_rule(params, seed, suppressed_token_ids, vocab_size)
         self._prompt_ids = np.unique(np.array(list(prompt_token_ids), np.int64))
@@ -297,7 +299,7 @@ class Sampler:
         """Biased tokens are looked up in the row. Of the others, the most likely must be there
         even if all biased ones stand before them."""
         params = self._params
-        if params.top_logprobs is not None or self._penalises():
+        if params.top_logprobs is not None or self._penalises:
             return 0
         wanted = 1 if params.temperature == 0.0 else params.top_k
         needed = wanted + len(self._rule.bias_ids)
@@ -310,7 +312,7 @@ class Sampler:
 
     def commit(self, token_id: int) -> None:
         """Append a token to the output that the penalties look back at."""
-        if self._looks_back:
+        if self._penalises:
             self._output_counts[token_id] += 1
             if self._output_counts[token_id] == 1:
                 self._changed_ids = np.union1d(self._changed_ids, [token_id])
@@ -391,16 +393,10 @@ class Sampler:
         order = np.lexsort((ids, -processed))
         return ids[order], processed[order]
 
-    def _penalises(self) -> bool:
-        params = self._params
-        return params.repetition_penalty != 1.0 or bool(
-            params.presence_penalty or params.frequency_penalty
-        )
-
     def _changed_scores(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         """What penalties, bias and suppression make of the logits of `_changed_ids`. [n]"""
         scores = logits[self._changed_ids].astype(np.float64)
-        if self._penalises():
+        if self._penalises:
             self._penalise(scores)
         with np.errstate(invalid="ignore"):  # inf at a suppressed token: the NaN is refused later
             scores[np.searchsorted(self._changed_ids, self._rule.bias_ids)] += self._rule.biases
