@@ -381,7 +381,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outcome = {"equal": False, "difference": str(difference)}
     document = {
         **provenance(threads=asked.threads),
-        "command": " ".join(["python", *sys.argv]),
         "model": pair.name,
         "runtime": pair.runtime,
         "isa": isa_of(pair),

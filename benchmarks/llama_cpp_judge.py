@@ -230,7 +230,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{kind}: {difference}")
     document = {
         **provenance(threads=asked.threads),
-        "command": " ".join(["python", *sys.argv]),
         "llama_cpp": version,
         "bound": asked.bound,
         "agrees": found.agrees,

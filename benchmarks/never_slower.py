@@ -239,10 +239,9 @@ def main() -> None:
         "seconds": round(time.perf_counter() - started, 1),
         "provenance": provenance(threads=pair.threads),
     }
-    text = json.dumps(document)
     if asked.output:
-        asked.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+        asked.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(document))
 
 
 if __name__ == "__main__":

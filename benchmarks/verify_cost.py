@@ -239,7 +239,6 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
     files = write_pair(shape, asked.quant, asked.work)
     results = measure(asked, shape, files)
     where = provenance(threads=asked.threads)
-    where["command"] = " ".join(["python", *sys.argv])
     where["load_average_before"] = load
     found = document(results, where)
     for line in table(found):

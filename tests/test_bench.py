@@ -299,6 +299,19 @@ def test_provenance_names_everything_needed_to_repeat():
     assert record["processor"]
 
 
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["/somewhere/bin/paceline", "bench", "--kind", "a b"], "paceline bench --kind 'a b'"),
+        (["/somewhere/paceline/__main__.py", "bench"], "paceline bench"),
+        (["benchmarks/equality.py", "--prompts", "4"], "python benchmarks/equality.py --prompts 4"),
+    ],
+)
+def test_a_command_is_what_was_typed(monkeypatch, argv, command):
+    monkeypatch.setattr("sys.argv", argv)
+    assert provenance.command_line() == command
+
+
 def test_an_untracked_installation_has_no_commit(monkeypatch):
     """As in an environment that lies in the repository of another project."""
     asked = []

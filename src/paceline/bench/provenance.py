@@ -25,12 +25,19 @@ def provenance(*, threads: int) -> dict[str, object]:
     return {
         "commit": commit,
         "uncommitted_changes": _git("status", "--porcelain") != "" if commit else None,
-        "command": " ".join(["paceline", *map(shlex.quote, sys.argv[1:])]),
+        "command": command_line(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": processor_name(),
         "threads": threads,
         "versions": {"python": platform.python_version()} | package_versions(),
     }
+
+
+def command_line() -> str:
+    """What was typed: the command, or a script of this repository."""
+    program, *arguments = sys.argv
+    is_script = program.endswith(".py") and Path(program).name != "__main__.py"
+    return shlex.join([*(["python", program] if is_script else ["paceline"]), *arguments])
 
 
 def source_commit() -> str | None:
