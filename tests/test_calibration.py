@@ -108,6 +108,11 @@ def test_a_clock_that_runs_backwards_measures_nothing():
     assert measured(jumps=lambda reading: -1e3) is None
 
 
+def test_a_clock_that_stands_still_measures_nothing():
+    """And nothing waits for it to move."""
+    assert calibrate(FakeTarget(), None, TEXT, budget_s=0.0, clock=lambda: 7.0) is None
+
+
 def test_the_scratch_leaves_nothing_behind():
     """Every pass stands where the last one did: as many rows, at the same place."""
     target = FakeTarget()

@@ -24,9 +24,9 @@ from paceline.sampling import DrawRule
 from paceline.speculative.costs import is_usable
 
 ROWS = (1, 2, 3, 5, 8, 16)
-STEADY, STEADY_S = (1, 2), 0.002
-"""These run for so many seconds, once at least, before they are measured: what ran before had
-another shape, and left the processor's caches to it."""
+STEADY, STEADY_S, STEADY_ROUNDS = (1, 2), 0.002, 32
+"""These run for so many seconds, and so many rounds at most, before they are measured: what ran
+before had another shape, and left the processor's caches to it."""
 
 PROMPT_TOKENS = 32
 BUDGET_S = 1.0
@@ -118,9 +118,10 @@ class _Scratch:
     def settle(self, rows: int) -> None:
         """Run rounds of this shape until the caches hold what they need."""
         started = self._clock()
-        self.round_s(rows)
-        while 0.0 <= self._clock() - started < STEADY_S:
+        for _ in range(STEADY_ROUNDS):
             self.round_s(rows)
+            if self._clock() - started >= STEADY_S:
+                break
 
     def pass_s(self, rows: int) -> float:
         token_ids = self._token_ids[self._length : self._length + rows]
