@@ -402,9 +402,9 @@ def test_a_probe_that_wins_ends_parking():
 def test_another_kind_of_text_is_tried_soon():
     found = parked()
     found.credit = FIRST_CREDIT
-    found._interval = PROBE_LAST
+    found.profiles.probing("text").interval = PROBE_LAST
     found.plan(context(kind="code"))
-    assert found._interval == PROBE_FIRST
+    assert found.profiles.probing("code").interval == PROBE_FIRST
 
 
 def test_a_probe_looks_at_the_margin_first():
@@ -491,6 +491,7 @@ def test_rows_of_a_pass_go_to_the_easier_text():
     assert lengths[1] > lengths[0] + 3
     # Costly rows leave the hard text nothing.
     policies = shared(COSTLY, 4, 12)
+    policies[0]._probing.num_parked = 0
     plans = plan_round(policies, [context()] * 2)
     assert plans[0].max_draft_tokens == 0 < plans[1].max_draft_tokens
     assert plans[0].expected_s == plans[0].plain_s == plans[1].plain_s < plans[1].expected_s

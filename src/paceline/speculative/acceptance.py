@@ -13,6 +13,7 @@ of text. What is here is how profiles are kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from paceline.errors import ConfigError
@@ -24,6 +25,9 @@ __all__ = ["MAX_POSITIONS", "AcceptanceModel", "Judgement", "MarginCurve", "Prof
 
 MAX_POSITIONS = MAX_DRAFT_TOKENS
 MAX_KINDS = 16
+
+PROBE_FIRST = 4
+"""A parked drafter is first tried after so many rounds."""
 
 FORMAT = 1
 MOST_TOKENS, MOST_MARGIN_TOKENS = 1e15, 1e9
@@ -45,11 +49,29 @@ class Judgement(NamedTuple):
     margins: Sequence[float] = ()
 
 
+@dataclass(slots=True)
+class Probing:
+    """When a parked drafter is tried again. Answers share it, lest each begin with drafts that
+    failed in all answers before.
+
+    Args:
+        num_parked: rounds since it was tried last.
+        interval: rounds after which it is tried.
+    """
+
+    num_parked: int = 0
+    interval: int = PROBE_FIRST
+
+
 class Profiles:
     """A profile for each kind of text, shared by the sequences of an engine."""
 
     def __init__(self) -> None:
         self._profiles: dict[str, Profile] = {}
+        self._probing: dict[Profile, Probing] = {}
+
+    def probing(self, kind: str) -> Probing:
+        return self._probing.setdefault(self.of(kind), Probing())
 
     def of(self, kind: str) -> Profile:
         """Kinds beyond the first few are one."""

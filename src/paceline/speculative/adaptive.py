@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 from typing import NamedTuple
 
 from paceline.speculative import extension
 from paceline.speculative.acceptance import (
     MAX_POSITIONS,
+    PROBE_FIRST,
     AcceptanceModel,
     Judgement,
     MarginCurve,
@@ -47,8 +49,12 @@ STAKE = 0.5
 """A draft may cost this share of the credit: the less is left, the shorter the drafts, so that a
 few wrong ones do not end drafting altogether."""
 
-PROBE_FIRST, PROBE_LAST = 4, 512
-"""A parked drafter is tried after so many rounds, twice as many after each failure."""
+PROBE_LAST = 512
+"""A parked drafter is tried after a few rounds, twice as many after each failure, so many at most."""
+
+NEW_TEXT = 64
+"""An answer that begins counts as so many parked rounds, half the interval at most: its text may be
+easier than the last one."""
 
 PROBE_SHARE, EARNED_SHARE = 0.0025, 0.002
 """Probes need not be rarer than this share of the time allows, and than that share more for each
@@ -131,6 +137,7 @@ class Decision(NamedTuple):
         survivals: see `AcceptanceModel.survivals`.
         bounds: margins below which a token would be held back; the plan may ask for whole drafts.
         is_usual: no probe, and not there to measure or to learn from.
+        num_quiet: rounds before the next probe, where the drafter is parked.
     """
 
     plan: DraftPlan
@@ -139,6 +146,7 @@ class Decision(NamedTuple):
     bounds: tuple[float, ...] = ()
     is_probe: bool = False
     is_usual: bool = False
+    num_quiet: int = 0
 
 
 class AdaptiveDraftLength:
@@ -158,15 +166,14 @@ class AdaptiveDraftLength:
         self.limit = min(limit, MAX_POSITIONS)
         self.credit = FIRST_CREDIT
         self._slowness = 1.0
-        self._kind = ""
+        self._kind: str | None = None
         self._models: dict[str, AcceptanceModel] = {}
-        self._model = self._model_of("")
         self.decision: Decision | None = None
         self._survivals: list[float] = []
         self._bounds: tuple[float, ...] = ()
         self._num_drafts = self._num_probes = 0
-        self._num_parked, self._interval = 0, PROBE_FIRST
         self._last_drafted: bool | None = None
+        self.turn_to_kind("")
 
     # --- Planning -------------------------------------------------------------------------------
 
@@ -230,25 +237,21 @@ class AdaptiveDraftLength:
         return min(context.room, self.limit) if self.costs.is_known else 0
 
     def turn_to_kind(self, kind: str) -> None:
-        if kind != self._kind:
-            self._kind = kind
-            self._model = self._model_of(kind)
-            self._num_parked, self._interval = 0, PROBE_FIRST
-
-    def _model_of(self, kind: str) -> AcceptanceModel:
-        model = self._models.get(kind)
-        if model is None:
-            model = self._models[kind] = AcceptanceModel(self.profiles.of(kind))
-        return model
+        if kind == self._kind:
+            return
+        self._kind = kind
+        self._probing = self.profiles.probing(kind)
+        if kind not in self._models:
+            self._models[kind] = AcceptanceModel(self.profiles.of(kind))
+            self._probing.num_parked += min(NEW_TEXT, self._probing.interval // 2)
+        self._model = self._models[kind]
 
     def _decide(self, best: Forecast | None, room: int, outlook: Outlook) -> DraftPlan:
         """Take the best length, None measures plain decoding, if what it may lose can be paid."""
         if best is None:
             return self._decided(outlook.plain(), outlook)
-        if best.length == 0:
-            probe = self._probe(outlook) if room else None
-            if probe is not None:
-                return self._decided(probe, outlook, is_probe=True)
+        if best.length == 0 and room:
+            return self._parked(outlook)
         model, survivals = self._model, self._survivals
         length = self._affordable(best.length, outlook)
         if length < best.length:
@@ -278,9 +281,10 @@ class AdaptiveDraftLength:
         *,
         is_probe: bool = False,
         is_usual: bool = False,
+        num_quiet: int = 0,
     ) -> DraftPlan:
         self.decision = Decision(
-            plan, outlook, self._survivals, self._bounds, is_probe=is_probe, is_usual=is_usual
+            plan, outlook, self._survivals, self._bounds, is_probe, is_usual, num_quiet
         )
         return plan
 
@@ -316,33 +320,45 @@ class AdaptiveDraftLength:
             return False
         return age >= REFRESH_LAST or age * REFRESH_SHARE > 1.0 - plain_rate / rate
 
-    def _probe(self, outlook: Outlook) -> DraftPlan | None:
-        """One token to see whether the text has changed, if one is due. As a rule only a token of
-        some promise is verified: to look at its margin costs but a step of the drafter."""
-        model, curve = self._model, outlook.curve
-        bounds: tuple[float, ...] = ()
-        if (self._num_probes + 1) % FULL_PROBE:
-            bounds = margin_bounds(
-                1, self._survivals, model.kept, curve, outlook.rate, model.profile.curve
-            )
+    def _parked(self, outlook: Outlook) -> DraftPlan:
+        """Nothing is drafted, but for one token to see whether the text has changed, if that is
+        due. As a rule only a token of some promise is verified: to look at its margin costs but a
+        step of the drafter."""
+        bounds = self._probe_bounds(outlook) if (self._num_probes + 1) % FULL_PROBE else ()
         loss = outlook.loss(1, self._slowness)
         if bounds:
-            row_s = curve.passes[1] - curve.passes[0]
-            loss -= outlook.rate * (1.0 - model.kept[0]) * row_s
-        share = PROBE_SHARE + EARNED_SHARE * max(0.0, self.credit - FIRST_CREDIT)
-        interval = min(self._interval, max(PROBE_FIRST, loss / share))
-        if self._num_parked + 1 < interval or loss > STAKE * self.credit:
-            return None
-        self._num_parked, self._num_probes = 0, self._num_probes + 1
+            row_s = outlook.curve.passes[1] - outlook.curve.passes[0]
+            loss -= outlook.rate * (1.0 - self._model.kept[0]) * row_s
+        num_quiet = self._rounds_to_probe(loss)
+        if num_quiet or loss > STAKE * self.credit:
+            plan = outlook.plain()
+            return self._decided(
+                plan, outlook, is_usual=self.costs.is_known, num_quiet=max(1, num_quiet)
+            )
+        self._probing.num_parked = 0
+        self._num_probes += 1
         self._bounds = bounds
-        model.doubt(PROBE_DOUBT)
-        return DraftPlan(
+        self._model.doubt(PROBE_DOUBT)
+        plan = DraftPlan(
             max_draft_tokens=1,
             min_confidences=bounds,
             expected_tokens=1.0 + self._survivals[1],
             expected_s=outlook.plain_s + loss / outlook.rate,
             plain_s=outlook.plain_s,
         )
+        return self._decided(plan, outlook, is_probe=True)
+
+    def _probe_bounds(self, outlook: Outlook) -> tuple[float, ...]:
+        model, rate = self._model, outlook.rate
+        return margin_bounds(
+            1, self._survivals, model.kept, outlook.curve, rate, model.profile.curve
+        )
+
+    def _rounds_to_probe(self, loss: float) -> int:
+        """In how many rounds the next probe is due, which costs so many tokens."""
+        share = PROBE_SHARE + EARNED_SHARE * max(0.0, self.credit - FIRST_CREDIT)
+        interval = min(self._probing.interval, max(PROBE_FIRST, loss / share))
+        return max(0, ceil(interval) - 1 - self._probing.num_parked)
 
     # --- Learning -------------------------------------------------------------------------------
 
@@ -356,7 +372,7 @@ class AdaptiveDraftLength:
         if self.credit < FIRST_CREDIT:
             self.credit = min(FIRST_CREDIT, self.credit + CREDIT_RATE * num_tokens)
         if self.decision is None or not self.decision.plan.max_draft_tokens:
-            self._num_parked += len(outcomes)
+            self._probing.num_parked += len(outcomes)
             return
         drafts = [outcome for outcome in outcomes if outcome.source in OWN_SOURCES]
         if drafts:
@@ -386,9 +402,17 @@ class AdaptiveDraftLength:
             judged = accepted + (accepted < outcome.num_verified_tokens)
             judgements.append(Judgement(accepted, judged, outcome.confidences))
         model.observe(decision.survivals, judgements, decision.bounds if is_whole else ())
-        if decision.is_probe:
-            longer = min(PROBE_LAST, max(PROBE_FIRST, 2 * self._interval))
-            self._interval = 1 if drafts[-1].num_accepted_tokens else longer
+        if decision.is_probe or drafts[-1].num_accepted_tokens:
+            self._set_interval(decision.is_probe, drafts[-1].num_accepted_tokens > 0)
+
+    def _set_interval(self, is_probe: bool, was_right: bool) -> None:
+        """Of probes, after a draft: the shortest after a right one, and longer after each that was
+        wrong."""
+        probing = self._probing
+        if not was_right:
+            probing.interval = min(PROBE_LAST, max(PROBE_FIRST, 2 * probing.interval))
+        else:
+            probing.interval = 1 if is_probe else PROBE_FIRST
 
     def _charge(self, outcome: RoundOutcome, outlook: Outlook) -> None:
         """Take from the credit what the draft cost more than plain decoding, in tokens, and add

@@ -24,7 +24,8 @@ DECISION_S, DECISION_SHARE = 1e-4, 0.01
 
 STANDS_S = DECISION_S / DECISION_SHARE
 
-MOST_ROUNDS = 32
+MOST_ROUNDS, MOST_QUIET_ROUNDS = 32, 128
+"""For which it stands; the latter where the drafter is parked and no probe is due before."""
 
 PATIENCE = 1.9
 """A decision no longer stands once its rounds fell short of what was expected by as much as so many
@@ -65,12 +66,12 @@ class PacedDraftLength:
         self._standing: dict[str | None, Decision] = {}
         self._plan = DraftPlan(max_draft_tokens=0)
         self._told: list[RoundOutcome] = []
-        self._time_left = self._patience = 0.0
+        self._rounds_left, self._patience = 0, 0.0
 
     # --- Planning -------------------------------------------------------------------------------
 
     def plan(self, context: DraftContext) -> DraftPlan:
-        if self._time_left > 0.0 and context.kind == self._kind:
+        if self._rounds_left > 0 and context.kind == self._kind:
             return self._plan
         self.learn()
         decision = self._known(context.kind) if context.kind != self._kind else None
@@ -112,7 +113,7 @@ class PacedDraftLength:
 
     def _stand(self, decision: Decision) -> None:
         self._standing[self._kind] = decision
-        self._time_left = STANDS_S
+        self._rounds_left = _rounds_of(decision)
         self._patience = PATIENCE * (decision.plan.expected_tokens - 1.0)
 
     def plan_round(
@@ -132,15 +133,24 @@ class PacedDraftLength:
 
     def observe(self, outcome: RoundOutcome) -> None:
         self._told.append(outcome)
-        cost = outcome.cost
-        self._time_left -= cost.draft_s + cost.verify_s + cost.overhead_s
+        self._rounds_left -= 1
         self._patience += 1 + outcome.num_accepted_tokens - self._plan.expected_tokens
-        if self._time_left <= 0.0 or self._patience < 0.0 or len(self._told) >= MOST_ROUNDS:
+        if self._rounds_left <= 0 or self._patience < 0.0:
             self._standing.pop(self._kind, None)
             self.learn()
 
     def learn(self) -> None:
         """Take in the rounds that the decision stood for; it stands no longer."""
-        told, self._told, self._time_left = self._told, [], 0.0
+        told, self._told, self._rounds_left = self._told, [], 0
         if told:
             self.policy.observe_all(told)
+
+
+def _rounds_of(decision: Decision) -> int:
+    """For how many rounds a decision stands."""
+    expected_s = decision.plan.expected_s
+    assert expected_s is not None
+    rounds = int(STANDS_S / expected_s)
+    if rounds <= 1:
+        return 1
+    return min(MOST_QUIET_ROUNDS, max(min(MOST_ROUNDS, rounds), decision.num_quiet))
