@@ -28,6 +28,7 @@ from paceline.speculative.controller import (
     DraftContext,
     DraftLengthPolicy,
     DraftPlan,
+    RoundCost,
     RoundOutcome,
 )
 from paceline.speculative.costs import CostModel, Curve
@@ -367,28 +368,37 @@ class AdaptiveDraftLength:
 
     def observe_all(self, outcomes: Sequence[RoundOutcome]) -> None:
         """Learn from the rounds, one at least, that the last decision stood for."""
-        self._observe_cost(outcomes)
-        num_tokens = sum(1 + outcome.num_accepted_tokens for outcome in outcomes)
-        if self.credit < FIRST_CREDIT:
-            self.credit = min(FIRST_CREDIT, self.credit + CREDIT_RATE * num_tokens)
         if self.decision is None or not self.decision.plan.max_draft_tokens:
-            self._probing.num_parked += len(outcomes)
+            self.observe_parked(outcomes[len(outcomes) // 2], len(outcomes))
             return
+        # The cost of one round in the middle: those of all would take longer than they are worth,
+        # and the last one may be the last because it took long.
+        middle = (len(outcomes) - 1) // 2
+        if middle:
+            self._last_drafted = outcomes[middle - 1].cost.num_draft_steps > 0
+        self._observe_cost(outcomes[middle].cost, len(outcomes))
+        self._last_drafted = outcomes[-1].cost.num_draft_steps > 0
+        self._grow_credit(sum(1 + outcome.num_accepted_tokens for outcome in outcomes))
         drafts = [outcome for outcome in outcomes if outcome.source in OWN_SOURCES]
         if drafts:
             self._learn_from(drafts, self.decision)
 
-    def _observe_cost(self, outcomes: Sequence[RoundOutcome]) -> None:
-        """Of one round in the middle: those of all would take longer than they are worth, and the
-        last one may be the last because it took long."""
-        middle = (len(outcomes) - 1) // 2
-        cost = outcomes[middle].cost
-        drafted_before = self._last_drafted
-        if middle:
-            drafted_before = outcomes[middle - 1].cost.num_draft_steps > 0
-        is_steady = drafted_before == (cost.num_draft_steps > 0)
-        self.costs.observe(cost, is_steady, len(outcomes))
-        self._last_drafted = outcomes[-1].cost.num_draft_steps > 0
+    def observe_parked(self, usual: RoundOutcome, num_rounds: int) -> None:
+        """Learn from rounds of a parked drafter, of which one is told, from the middle of them."""
+        if num_rounds > 1:
+            self._last_drafted = False
+        self._observe_cost(usual.cost, num_rounds)
+        self._grow_credit(num_rounds)
+        self._probing.num_parked += num_rounds
+
+    def _grow_credit(self, num_tokens: int) -> None:
+        if self.credit < FIRST_CREDIT:
+            self.credit = min(FIRST_CREDIT, self.credit + CREDIT_RATE * num_tokens)
+
+    def _observe_cost(self, cost: RoundCost, num_rounds: int) -> None:
+        drafted = cost.num_draft_steps > 0
+        self.costs.observe(cost, self._last_drafted == drafted, num_rounds)
+        self._last_drafted = drafted
 
     def _learn_from(self, drafts: Sequence[RoundOutcome], decision: Decision) -> None:
         is_whole = not decision.plan.min_confidences

@@ -66,7 +66,10 @@ class PacedDraftLength:
         self._standing: dict[str | None, Decision] = {}
         self._plan = DraftPlan(max_draft_tokens=0)
         self._told: list[RoundOutcome] = []
-        self._rounds_left, self._patience = 0, 0.0
+        self._usual: RoundOutcome | None = None
+        self._is_parked = False
+        self._num_rounds = self._rounds_left = 0
+        self._patience = 0.0
 
     # --- Planning -------------------------------------------------------------------------------
 
@@ -79,6 +82,7 @@ class PacedDraftLength:
         if decision is None:
             decision = self._decide(context)
         self._plan = decision.plan
+        self._is_parked = decision.is_usual and not decision.plan.max_draft_tokens
         if decision.is_usual:
             self._stand(decision)
         return self._plan
@@ -113,7 +117,7 @@ class PacedDraftLength:
 
     def _stand(self, decision: Decision) -> None:
         self._standing[self._kind] = decision
-        self._rounds_left = _rounds_of(decision)
+        self._num_rounds = self._rounds_left = _rounds_of(decision)
         self._patience = PATIENCE * (decision.plan.expected_tokens - 1.0)
 
     def plan_round(
@@ -132,18 +136,29 @@ class PacedDraftLength:
     # --- Learning -------------------------------------------------------------------------------
 
     def observe(self, outcome: RoundOutcome) -> None:
-        self._told.append(outcome)
+        """Of rounds that a parked drafter had no part in, one is kept: to keep all would cost more
+        than what else is done between two short passes."""
         self._rounds_left -= 1
-        self._patience += 1 + outcome.num_accepted_tokens - self._plan.expected_tokens
+        if self._is_parked:
+            if self._usual is None or self._rounds_left == self._num_rounds // 2:
+                self._usual = outcome
+        else:
+            self._told.append(outcome)
+            self._patience += 1 + outcome.num_accepted_tokens - self._plan.expected_tokens
         if self._rounds_left <= 0 or self._patience < 0.0:
             self._standing.pop(self._kind, None)
             self.learn()
 
     def learn(self) -> None:
         """Take in the rounds that the decision stood for; it stands no longer."""
-        told, self._told, self._rounds_left = self._told, [], 0
+        told, self._told = self._told, []
+        usual, self._usual = self._usual, None
+        num_rounds = self._num_rounds - self._rounds_left
+        self._rounds_left = 0
         if told:
             self.policy.observe_all(told)
+        elif usual is not None:
+            self.policy.observe_parked(usual, num_rounds)
 
 
 def _rounds_of(decision: Decision) -> int:
