@@ -9,7 +9,7 @@ CTEST = $(shell command -v ctest || echo $(BIN)/ctest)
 CONFIGURE = $(CMAKE) -S native -G Ninja
 NATIVE := CMakeLists.txt native/CMakeLists.txt $(wildcard native/*.cc native/kernels/* native/include/*/*)
 
-.PHONY: help setup demo test test-native test-all judge sanitize lint format stub bench clean
+.PHONY: help setup demo test test-native test-all judge sanitize lint format stub tables bench clean
 
 help: ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ stub: $(VENV)/ready-dev ## Write the types of the extension module, after a chan
 	$(BIN)/python -m nanobind.stubgen -q -m paceline._native -o src/paceline/_native.pyi
 	$(BIN)/ruff check --quiet --fix --exit-zero src/paceline/_native.pyi
 	$(BIN)/ruff format --quiet src/paceline/_native.pyi
+
+tables: $(VENV)/bin/python ## Write the measured figures of the documents, after new results
+	$(BIN)/python benchmarks/tables.py
 
 bench: $(VENV)/ready ## Speed with drafting on against off, by kind of prompt
 	$(BIN)/paceline bench --compare off,2,4
