@@ -57,10 +57,12 @@ class Probing:
     Args:
         num_parked: rounds since it was tried last.
         interval: rounds after which it is tried.
+        loss: tokens that the last tries have cost, on average.
     """
 
     num_parked: int = 0
     interval: int = PROBE_FIRST
+    loss: float = 0.0
 
 
 class Profiles:

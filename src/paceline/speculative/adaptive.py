@@ -61,6 +61,9 @@ PROBE_SHARE, EARNED_SHARE = 0.0025, 0.002
 """Probes need not be rarer than this share of the time allows, and than that share more for each
 token that drafting has won: text that was easy once will be again."""
 
+PROBE_MEMORY = 0.75
+"""Share that the average cost of probes keeps at each of them."""
+
 PROBE_DOUBT = 0.2
 """At a probe the text is taken for another one with this chance, so that a success counts."""
 
@@ -330,12 +333,11 @@ class AdaptiveDraftLength:
         if bounds:
             row_s = outlook.curve.passes[1] - outlook.curve.passes[0]
             loss -= outlook.rate * (1.0 - self._model.kept[0]) * row_s
+        loss = max(loss, self._probing.loss)
         num_quiet = self._rounds_to_probe(loss)
-        if num_quiet or loss > STAKE * self.credit:
-            plan = outlook.plain()
-            return self._decided(
-                plan, outlook, is_usual=self.costs.is_known, num_quiet=max(1, num_quiet)
-            )
+        if num_quiet:
+            plan, is_usual = outlook.plain(), self.costs.is_known
+            return self._decided(plan, outlook, is_usual=is_usual, num_quiet=num_quiet)
         self._probing.num_parked = 0
         self._num_probes += 1
         self._bounds = bounds
@@ -356,10 +358,11 @@ class AdaptiveDraftLength:
         )
 
     def _rounds_to_probe(self, loss: float) -> int:
-        """In how many rounds the next probe is due, which costs so many tokens."""
+        """In how many rounds the next probe is due, and can be paid: it costs so many tokens."""
         share = PROBE_SHARE + EARNED_SHARE * max(0.0, self.credit - FIRST_CREDIT)
         interval = min(self._probing.interval, max(PROBE_FIRST, loss / share))
-        return max(0, ceil(interval) - 1 - self._probing.num_parked)
+        lacking = (loss / STAKE - self.credit) / CREDIT_RATE
+        return max(0, ceil(lacking), ceil(interval) - 1 - self._probing.num_parked)
 
     # --- Learning -------------------------------------------------------------------------------
 
@@ -402,31 +405,32 @@ class AdaptiveDraftLength:
 
     def _learn_from(self, drafts: Sequence[RoundOutcome], decision: Decision) -> None:
         is_whole = not decision.plan.min_confidences
-        model, judgements = self._model, []
+        model, judgements, lost = self._model, [], 0.0
         for outcome in drafts:
             drafted, accepted = outcome.num_draft_tokens, outcome.num_accepted_tokens
             if outcome.num_draft_steps:
-                self._charge(outcome, decision.outlook)
+                lost = self._charge(outcome, decision.outlook)
             if not is_whole:
                 model.observe_kept(drafted, outcome.num_draft_steps > drafted)
             judged = accepted + (accepted < outcome.num_verified_tokens)
             judgements.append(Judgement(accepted, judged, outcome.confidences))
         model.observe(decision.survivals, judgements, decision.bounds if is_whole else ())
-        if decision.is_probe or drafts[-1].num_accepted_tokens:
-            self._set_interval(decision.is_probe, drafts[-1].num_accepted_tokens > 0)
+        if decision.is_probe:
+            self._learn_from_probe(drafts[-1].num_accepted_tokens > 0, lost)
+        elif drafts[-1].num_accepted_tokens:
+            self._probing.interval = PROBE_FIRST
 
-    def _set_interval(self, is_probe: bool, was_right: bool) -> None:
-        """Of probes, after a draft: the shortest after a right one, and longer after each that was
-        wrong."""
+    def _learn_from_probe(self, was_right: bool, lost: float) -> None:
+        """Between two short rounds without drafts a probe costs more than a row and a step: it
+        finds the processor's caches without its weights, and leaves them without the next ones."""
         probing = self._probing
-        if not was_right:
-            probing.interval = min(PROBE_LAST, max(PROBE_FIRST, 2 * probing.interval))
-        else:
-            probing.interval = 1 if is_probe else PROBE_FIRST
+        probing.loss += (1.0 - PROBE_MEMORY) * (lost - probing.loss)
+        longer = min(PROBE_LAST, max(PROBE_FIRST, 2 * probing.interval))
+        probing.interval = 1 if was_right else longer
 
-    def _charge(self, outcome: RoundOutcome, outlook: Outlook) -> None:
+    def _charge(self, outcome: RoundOutcome, outlook: Outlook) -> float:
         """Take from the credit what the draft cost more than plain decoding, in tokens, and add
-        what it won. A clock's hiccup is not charged: at most twice what is known, and a round."""
+        what it won; the former. A clock's hiccup is not charged: at most twice what is known, and a round."""
         cost, curve, load = outcome.cost, outlook.curve, self.costs.load
         extra = outlook.rate * ((cost.draft_s + cost.verify_s) / load - outlook.pass_s)
         extra *= outcome.num_draft_steps / cost.num_draft_steps
@@ -436,6 +440,7 @@ class AdaptiveDraftLength:
         self._slowness = slowness if slowness > SLOW else 1.0
         lost = max(0.0, min(extra, 2.0 * foreseen + 1.0))
         self.credit = min(MOST_CREDIT, self.credit + outcome.num_accepted_tokens - lost)
+        return lost
 
 
 def best_length(
