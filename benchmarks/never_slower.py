@@ -1,14 +1,20 @@
 """What drafting costs where it cannot win, and what texts add where an answer repeats one.
 
     python benchmarks/never_slower.py --prompts 12 --repeats 7 --output FILE.json
+    python benchmarks/never_slower.py --model FILE.gguf --drafter FILE.gguf --prompts 2 --repeats 3
 
-The shipped pair, answers of 200 tokens each, every way of drafting in turn within each repeat:
+The shipped pair, answers of 200 tokens each, every way of drafting in turn within each repeat. What
+counts is the fastest repeat, because what else runs only ever adds time; the first way runs twice
+in each repeat and is compared with itself as well.
 
 - a drafter that is always wrong, one that takes ten times as long, and one that is both, each
   against drafting off, with the draft length chosen by measured costs and no texts to draft from;
 - the drafter alone against the drafter and texts: where the answer is known but for one word (given
   as a prediction, as when a file is edited), where it is not, and for sampled text, which repeats
   nothing.
+
+Of another pair, such as the synthetic ones that `verify_cost.py` writes, the first part, and a
+drafter that is right five times in six: its draft costs what drafts cost, what it says is recorded.
 
 The last line is one JSON document.
 """
@@ -17,23 +23,40 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
-from statistics import median
 
-from equality import InformedDrafter, WrongDrafter, chat_prompts
+from equality import InformedDrafter, RecordedDrafter, WrongDrafter, chat_prompts
 from paceline.bench.provenance import provenance
 from paceline.engine import DraftChoice, Engine, Generation
 from paceline.loading import LoadedPair, load_pair
-from paceline.runtime.protocols import Draft, Drafter, DraftRequest
+from paceline.runtime.protocols import Draft, Drafter, DraftRequest, KVCache, StopRule
 from paceline.sampling import SamplingParams
 
 SLOWNESS = 10
 TOKENS = 200
+AGAIN = "itself"
 GREEDY, SAMPLED = SamplingParams(temperature=0.0), SamplingParams(temperature=1.0, top_k=64, seed=7)
+
+
+class OftenRightDrafter(InformedDrafter):
+    """Drafts, and then says what the plain run said but for one position in six."""
+
+    def __init__(self, inner: Drafter) -> None:
+        super().__init__(inner)
+        self.recorded = RecordedDrafter(inner)
+
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
+        self.inner.draft([replace(request, stop=StopRule()) for request in requests])
+        return self.recorded.draft(requests)
+
+    def expect(self, cache: KVCache, token_ids: tuple[int, ...]) -> None:
+        self.recorded.expect(cache, token_ids)
 
 
 class SlowDrafter(InformedDrafter):
@@ -44,10 +67,10 @@ class SlowDrafter(InformedDrafter):
             self.inner.draft(requests)
         return self.inner.draft(requests)
 
-    def expect(self, cache: object, token_ids: tuple[int, ...]) -> None:
+    def expect(self, cache: KVCache, token_ids: tuple[int, ...]) -> None:
         """Of use to what drafts inside."""
         if isinstance(self.inner, InformedDrafter):
-            self.inner.expect(cache, token_ids)  # type: ignore[arg-type]
+            self.inner.expect(cache, token_ids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +90,12 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One way against another: medians over repeats, per prompt, and of all prompts together.
+    """One way against another, each by its fastest repeat of each prompt.
 
     Args:
         speed: of all prompts together, in that of the other way.
         worst: speed of the prompt that fared worst, and its number.
-        noise: speeds of the other way against itself in the next repeat: the middle nine tenths.
+        noise: the other way against itself: of the slowest prompt, of the fastest.
     """
 
     part: str
@@ -95,6 +118,10 @@ def auto(engine: Engine) -> DraftChoice:
     return "auto"
 
 
+def always(length: int, engine: Engine) -> DraftChoice:
+    return length
+
+
 def drafter_alone(engine: Engine) -> DraftChoice:
     """The same policy, handed over, drafts from no texts."""
     return engine.learned.new_policy(engine.max_draft_tokens)
@@ -106,30 +133,52 @@ def engine_with(pair: LoadedPair, drafter: Drafter | None) -> Engine:
     return engine
 
 
-def parts_of(pair: LoadedPair) -> dict[str, tuple[SamplingParams, list[Way]]]:
-    """The ways of each part; each but the first is compared with the first."""
-    real = pair.drafter
-    assert real is not None
+Part = tuple[SamplingParams, list[Way]]
+"""Each way but the first is compared with the first."""
+
+
+def cannot_win(pair: LoadedPair, real: Drafter) -> Part:
     wrong = WrongDrafter(real)
-    plain = Way(name="off", engine=engine_with(pair, real), draft=off)
+    drafters = {
+        "always wrong": wrong,
+        "ten times slower": SlowDrafter(real),
+        "both": SlowDrafter(wrong),
+    }
     adverse = [
         Way(name=name, engine=engine_with(pair, drafter), draft=drafter_alone)
-        for name, drafter in (
-            ("always wrong", wrong),
-            ("ten times slower", SlowDrafter(real)),
-            ("both", SlowDrafter(wrong)),
-        )
+        for name, drafter in drafters.items()
     ]
+    return GREEDY, [Way(name="off", engine=engine_with(pair, real), draft=off), *adverse]
+
+
+def often_right(pair: LoadedPair, real: Drafter) -> Part:
+    engine = engine_with(pair, OftenRightDrafter(real))
+    fixed = [Way(name=f"{n} tokens", engine=engine, draft=partial(always, n)) for n in (2, 4, 8)]
+    chosen = Way(name="auto", engine=engine, draft=drafter_alone)
+    return GREEDY, [Way(name="off", engine=engine, draft=off), *fixed, chosen]
+
+
+def texts_help(pair: LoadedPair, real: Drafter) -> dict[str, Part]:
+    plain = Way(name="off", engine=engine_with(pair, real), draft=off)
     alone = Way(name="drafter alone", engine=engine_with(pair, real), draft=drafter_alone)
     texts = Way(name="drafter and texts", engine=engine_with(pair, real), draft=auto)
-    predicted = replace(texts, name="with a prediction", engine=engine_with(pair, real))
-    predicted = replace(predicted, predicts=True)
+    predicted = Way(
+        name="with a prediction", engine=engine_with(pair, real), draft=auto, predicts=True
+    )
     return {
-        "cannot win": (GREEDY, [plain, *adverse]),
         "answer known but for a word": (GREEDY, [alone, predicted, plain]),
         "greedy": (GREEDY, [alone, texts, plain]),
         "sampled": (SAMPLED, [alone, texts, plain]),
     }
+
+
+def parts_of(pair: LoadedPair, *, ships: bool) -> dict[str, Part]:
+    real = pair.drafter
+    assert real is not None, "the pair has no drafter"
+    parts = {"cannot win": cannot_win(pair, real)}
+    if ships:
+        return parts | texts_help(pair, real)
+    return parts | {"right five times in six": often_right(pair, real)}
 
 
 # --- Measuring ----------------------------------------------------------------------------------
@@ -163,47 +212,45 @@ def changed(text: str) -> str:
 
 def measure(
     ways: Sequence[Way], prompts: Sequence[Sequence[int]], params: SamplingParams, repeats: int
-) -> dict[str, list[list[float]]]:
-    """Decode seconds by way, prompt and repeat. The first repeat is a warm-up.
+) -> dict[str, list[float]]:
+    """Decode seconds of each prompt's fastest repeat by way. The first repeat is a warm-up.
 
     Raises:
         AssertionError: two ways gave two texts.
     """
     reference = next(way for way in ways if way.draft is off)
     plain = [answer(reference, prompt, params, None) for prompt in prompts]
-    seconds: dict[str, list[list[float]]] = {way.name: [[] for _ in prompts] for way in ways}
+    turns = [*ways, replace(ways[0], name=AGAIN)]
+    seconds = {way.name: [math.inf] * len(prompts) for way in turns}
     for repeat in range(repeats + 1):
         for number, prompt in enumerate(prompts):
-            for way in ways if repeat % 2 else ways[::-1]:
+            for way in turns if repeat % 2 else turns[::-1]:
                 result = answer(way, prompt, params, plain[number])
                 assert result.token_ids == plain[number].token_ids, way.name
                 if repeat:
-                    seconds[way.name][number].append(result.stats.decode_s)
+                    taken = seconds[way.name]
+                    taken[number] = min(taken[number], result.stats.decode_s)
+        print(f"repeat {repeat} of {repeats}", file=sys.stderr, flush=True)
     return seconds
 
 
-def compared(part: str, seconds: dict[str, list[list[float]]]) -> list[Row]:
+def compared(part: str, seconds: dict[str, list[float]]) -> list[Row]:
     first, *others = seconds
     base = seconds[first]
-    steps = sorted(a / b for taken in base for a, b in pairwise(taken))
-    noise = steps[len(steps) // 20], steps[-1 - len(steps) // 20]
+    own = [a / b for a, b in zip(base, seconds[AGAIN], strict=True)]
     rows = []
     for way in others:
-        ratios = [
-            median(a / b for a, b in zip(*pair, strict=True))
-            for pair in zip(base, seconds[way], strict=True)
-        ]
-        together = sum(map(median, base)) / sum(map(median, seconds[way]))
+        ratios = [a / b for a, b in zip(base, seconds[way], strict=True)]
         worst = min(range(len(ratios)), key=ratios.__getitem__)
         rows.append(
             Row(
                 part=part,
                 way=way,
                 against=first,
-                speed=together,
+                speed=sum(base) / sum(seconds[way]),
                 worst=ratios[worst],
                 worst_prompt=worst,
-                noise=noise,
+                noise=(min(own), max(own)),
             )
         )
     return rows
@@ -213,26 +260,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--model", type=Path, help="another pair than the one that ships")
+    parser.add_argument("--drafter", type=Path, help="of that model")
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--output", type=Path, help="write the JSON document there too")
     asked = parser.parse_args()
-    pair = load_pair()
+    if (asked.model is None) != (asked.drafter is None):
+        parser.error("--model and --drafter go together")
+    pair = load_pair(asked.model, asked.drafter or "auto", threads=asked.threads)
     prompts = chat_prompts(pair, 1000)
     prompts = prompts[:: max(1, len(prompts) // asked.prompts)][: asked.prompts]
     ends = (*pair.defaults.suppressed_token_ids, *pair.defaults.eos_token_ids)
     pair = replace(pair, defaults=replace(pair.defaults, suppressed_token_ids=ends))
     started = time.perf_counter()
     rows = []
-    for part, (params, ways) in parts_of(pair).items():
+    for part, (params, ways) in parts_of(pair, ships=asked.model is None).items():
         found = compared(part, measure(ways, prompts, params, asked.repeats))
         for row in found:
             print(
                 f"{row.part}: {row.way} runs at {row.speed:.3f} of {row.against}, the worst prompt "
-                f"at {row.worst:.3f} ({row.against} against itself: {row.noise[0]:.2f} to "
-                f"{row.noise[1]:.2f})"
+                f"at {row.worst:.3f} ({row.against} against itself: {row.noise[0]:.3f} to "
+                f"{row.noise[1]:.3f})"
             )
         rows += found
     document = {
         "never_slower": [asdict(row) for row in rows],
+        "model": pair.name,
         "tokens": TOKENS,
         "prompts": len(prompts),
         "repeats": asked.repeats,

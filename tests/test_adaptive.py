@@ -3,7 +3,7 @@
 import math
 import random
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import cycle, pairwise, product
 
 import pytest
 from hypothesis import given, settings
@@ -256,6 +256,7 @@ def test_a_plan_says_what_it_expects():
 
 def test_what_texts_drafted_teaches_nothing_about_the_drafter():
     one, other = policy(), policy()
+    one.costs.observe(outcome(one.plan(context(room=0)), 0).cost)
     for _ in range(20):
         plan = one.plan(context())
         one.observe(outcome(plan, 0, source="suffix"))
@@ -363,6 +364,18 @@ def test_two_hiccups_of_plain_rounds_make_no_drafts_pay():
         cost = told.cost._replace(verify_s=3 * told.cost.verify_s)
         found.observe(told._replace(cost=cost))
     assert sum(run(found, lambda length: 0, 200, COSTLY)) <= 5
+
+
+def test_a_calibration_under_a_load_that_ended_is_soon_forgotten():
+    """It made plain decoding look four times as slow as it is, and drafts that fail a gain."""
+    points = {rows: COSTLY.verify_s(rows) for rows in (1, 2, 3, 5, 8, 16)}
+    points |= {1: 4 * points[1], 2: 2 * points[2]}
+    draft = COSTLY.pass_s * COSTLY.draft_fixed, COSTLY.pass_s * COSTLY.draft_step
+    found = AdaptiveDraftLength(CostModel(points, draft, COSTLY.overhead_s), Profiles())
+    taken = cycle((1, 0, 0, 0, 0))
+    lengths = run(found, lambda length: min(length, next(taken)), 150, COSTLY)
+    assert any(lengths[:30])
+    assert sum(map(bool, lengths[60:])) < 9
 
 
 # --- Parked -------------------------------------------------------------------------------------

@@ -258,8 +258,22 @@ def test_how_long_ago_plain_decoding_was_measured():
     assert model.rounds_since_plain(100) == 0
 
 
+def test_a_plain_pass_much_faster_than_known_is_measured_again_at_once():
+    model, asked = calibrated(), 0
+    fast = 0.5 * model.curve(100).passes[0]
+    while not asked or model.rounds_since_plain(100):
+        observe(model, ROUND._replace(verify_s=fast))
+        asked += 1
+        assert asked < 20
+    assert asked > 2
+    assert model.curve(100).passes[0] < 1.3 * fast
+    observe(model, ROUND._replace(verify_s=3 * fast))  # a hiccup asks for nothing
+    assert model.rounds_since_plain(100) == 0
+
+
 def test_a_curve_is_built_anew_only_for_news():
     model = calibrated()
+    observe(model, ROUND, 20)
     curve = model.curve(100)
     observe(model, ROUND._replace(verify_s=0.0501), 20)
     assert model.curve(100) is curve

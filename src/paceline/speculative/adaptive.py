@@ -51,7 +51,8 @@ STAKE = 0.5
 few wrong ones do not end drafting altogether."""
 
 PROBE_LAST = 512
-"""A parked drafter is tried after a few rounds, twice as many after each failure, so many at most."""
+"""A parked drafter is tried after a few rounds, twice as many after each failure, and at most so
+many."""
 
 NEW_TEXT = 64
 """An answer that begins counts as so many parked rounds, half the interval at most: its text may be
@@ -77,6 +78,10 @@ margins and are longer by two tokens: what is never verified is never learned.""
 
 BOUNDS_EVERY = 4
 """Bounds serve for four drafts of a length: they move slowly, and each takes a logarithm."""
+
+REFRESH_NEW, DOUBTED_GAIN = 8, 2.0
+"""Plain decoding is first measured after so many drafts, if they seem to gain less than that: a
+calibration may have met a load that has ended, and no error of it pretends more."""
 
 REFRESH_FIRST, REFRESH_LAST, REFRESH_SHARE = 32, 192, 0.002
 """Plain decoding is measured again after 32 rounds at the earliest and 192 at the latest; between
@@ -318,8 +323,12 @@ class AdaptiveDraftLength:
     def _refresh_is_due(
         self, rate: float, context_length: int, num_sequences: int, plain_rate: float
     ) -> bool:
-        """Whether to measure plain decoding again: the rarer, the more a plain round would lose."""
+        """Whether to measure plain decoding again: the rarer, the more a plain round would
+        lose."""
         age = self.costs.rounds_since_plain(context_length, num_sequences)
+        if age >= REFRESH_NEW and rate < DOUBTED_GAIN * plain_rate:
+            if not self.costs.has_seen_plain(context_length, num_sequences):
+                return True
         if age < REFRESH_FIRST:
             return False
         return age >= REFRESH_LAST or age * REFRESH_SHARE > 1.0 - plain_rate / rate
@@ -430,7 +439,11 @@ class AdaptiveDraftLength:
 
     def _charge(self, outcome: RoundOutcome, outlook: Outlook) -> float:
         """Take from the credit what the draft cost more than plain decoding, in tokens, and add
-        what it won; the former. A clock's hiccup is not charged: at most twice what is known, and a round."""
+        what it won. A clock's hiccup is not charged: at most twice what is known, and a round.
+
+        Returns:
+            What was taken.
+        """
         cost, curve, load = outcome.cost, outlook.curve, self.costs.load
         extra = outlook.rate * ((cost.draft_s + cost.verify_s) / load - outlook.pass_s)
         extra *= outcome.num_draft_steps / cost.num_draft_steps

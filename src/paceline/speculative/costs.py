@@ -53,11 +53,18 @@ ESTABLISHED, LEAST_LOAD = 16, 1.3
 """After 16 samples a cell is believed, and what differs from it by so much is taken for
 load."""
 
+TRUST_GROWS = (4, 8, ESTABLISHED)
+"""With so many samples a cell is believed more than before, even if they say the same."""
+
 LEAST_RATE, LARGEST_STEP = 0.2, 0.5
 """A cell goes a fifth of the way to its median in a round, a tenth of itself at most."""
 
 TRUSTED_PASSES = 3
 """Before so many passes nothing is known of a machine that was not calibrated."""
+
+OUTDATED, LONG_AGO = 0.9, 1 << 20
+"""A plain pass that takes less than this share of what is known of it was not measured in time: it
+counts as if that had been so many rounds ago, so that the next one follows at once."""
 
 OVERHEAD_EVERY = 4
 """Overhead is a small part of a round: one sample in four tells it well enough."""
@@ -218,6 +225,7 @@ class Bucket:
         self.draft = Line(*draft)
         self.cells: dict[int, Cell] = {}
         self.since_plain = 0
+        self.has_seen_plain = False
         self._passes: list[float] = []
         self._scaled: list[float] | None = None
 
@@ -253,7 +261,7 @@ class Bucket:
         if not is_steady and seconds > cell.seconds:
             return False
         cell.observe(seconds)
-        if not moved(cell, PUBLISHED * cell.seconds):
+        if not moved(cell, PUBLISHED * cell.seconds) and cell.count not in TRUST_GROWS:
             return False
         self._scaled = None
         return True
@@ -269,8 +277,8 @@ class Bucket:
 
 
 def _believed(cells: Sequence[Cell], base: Sequence[float]) -> list[float]:
-    """By what to multiply the base of each cell: less by what few samples say of it than by what
-    many say of others, for these few may have come while something else ran."""
+    """By what to multiply the base of each cell. Where few samples say more of it than many say of
+    others, that counts little: these few may have come while something else ran."""
     factors = [cell.seconds / seconds for cell, seconds in zip(cells, base, strict=True)]
     trust = [min(cell.count, ESTABLISHED) / ESTABLISHED for cell in cells]
     total = sum(trust)
@@ -278,7 +286,10 @@ def _believed(cells: Sequence[Cell], base: Sequence[float]) -> list[float]:
         return factors
     believed = [t * factor for t, factor in zip(trust, factors, strict=True)]
     usual = sum(believed) / total
-    return [own + (1.0 - t) * usual for own, t in zip(believed, trust, strict=True)]
+    return [
+        min(factor, own + (1.0 - t) * usual)
+        for factor, own, t in zip(factors, believed, trust, strict=True)
+    ]
 
 
 class CostModel:
@@ -354,6 +365,10 @@ class CostModel:
         """How long ago the cost of not drafting was last measured in this neighbourhood."""
         return self._bucket(context_length.bit_length(), num_sequences).since_plain
 
+    def has_seen_plain(self, context_length: int, num_sequences: int = 1) -> bool:
+        """Whether a round has measured it there since the start."""
+        return self._bucket(context_length.bit_length(), num_sequences).has_seen_plain
+
     def _bucket(self, context: int, num_sequences: int) -> Bucket:
         """The bucket of contexts of so many bits."""
         key = (max(SHORT_CONTEXT.bit_length(), context), num_sequences.bit_length())
@@ -389,10 +404,13 @@ class CostModel:
             return
         bucket = self._bucket(cost.context_length.bit_length(), cost.num_sequences)
         is_plain = cost.num_rows == cost.num_sequences
+        bucket.has_seen_plain |= is_plain
         bucket.since_plain = 0 if is_plain else bucket.since_plain + num_rounds
         changed = False
         if is_usable(cost.verify_s):
             cell = bucket.cell(cost.num_rows)
+            if is_plain and cost.verify_s < OUTDATED * cell.seconds * self.load:
+                bucket.since_plain = LONG_AGO
             if is_steady and cell.count >= ESTABLISHED:
                 self._follow_load(cost.num_rows, cost.verify_s / cell.seconds)
             changed = bucket.observe(cost.num_rows, cost.verify_s / self.load, is_steady)
