@@ -326,11 +326,11 @@ class AdaptiveDraftLength:
         """Whether to measure plain decoding again: the rarer, the more a plain round would
         lose."""
         age = self.costs.rounds_since_plain(context_length, num_sequences)
-        if age >= REFRESH_NEW and rate < DOUBTED_GAIN * plain_rate:
-            if not self.costs.has_seen_plain(context_length, num_sequences):
-                return True
-        if age < REFRESH_FIRST:
+        if age < REFRESH_NEW:
             return False
+        if age < REFRESH_FIRST:
+            is_doubted = rate < DOUBTED_GAIN * plain_rate
+            return is_doubted and not self.costs.has_seen_plain(context_length, num_sequences)
         return age >= REFRESH_LAST or age * REFRESH_SHARE > 1.0 - plain_rate / rate
 
     def _parked(self, outlook: Outlook) -> DraftPlan:
