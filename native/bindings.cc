@@ -835,6 +835,8 @@ void bind_scores(nb::module_& module) {
 NB_MODULE(_native, module) {
   using namespace paceline;
   module.doc() = "The native CPU runtime: see native/README.md.";
+  // What a waiting thread holds as a program ends is no mistake that its user could mend.
+  nb::set_leak_warnings(false);
   module.def(
       "isa_name", [] { return kernels().isa; },
       "Instruction set in use: the processor's best, or what PACELINE_ISA names.");
