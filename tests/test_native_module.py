@@ -495,7 +495,7 @@ def test_an_exception_while_objects_live_says_nothing_of_them():
 
 
 def test_the_types_are_those_of_the_module(tmp_path):
-    """After a change of native/bindings.cc: make stub."""
+    """After a change of native/bindings/: make stub."""
     written = tmp_path / "written.pyi"
     command = [sys.executable, "-m", "nanobind.stubgen", "-q", "-m", "paceline._native"]
     subprocess.run([*command, "-o", str(written)], check=True)
