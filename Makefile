@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CMAKE = $(shell command -v cmake || echo $(BIN)/cmake)
 CTEST = $(shell command -v ctest || echo $(BIN)/ctest)
 CONFIGURE = $(CMAKE) -S native -G Ninja
-NATIVE := CMakeLists.txt native/CMakeLists.txt $(wildcard native/*.cc native/kernels/* native/include/*/*)
+NATIVE := CMakeLists.txt native/CMakeLists.txt $(wildcard native/*.cc native/bindings/* native/kernels/* native/include/*/*)
 
 .PHONY: help setup demo test test-native test-all judge sanitize lint format stub tables bench clean
 
@@ -51,7 +51,7 @@ format: $(VENV)/ready-dev ## Format the code in place
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-stub: $(VENV)/ready-dev ## Write the types of the extension module, after a change of bindings.cc
+stub: $(VENV)/ready-dev ## Write the types of the extension module, after a change of native/bindings/
 	$(BIN)/python -m nanobind.stubgen -q -m paceline._native -o src/paceline/_native.pyi
 	$(BIN)/ruff check --quiet --fix --exit-zero src/paceline/_native.pyi
 	$(BIN)/ruff format --quiet src/paceline/_native.pyi

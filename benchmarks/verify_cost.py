@@ -206,7 +206,6 @@ def check(asked: argparse.Namespace) -> None:
     """
     Raises:
         ConfigError: a number is out of range.
-        MissingDependencyError: the runtime is not installed.
     """
     check_range("--rows", asked.rows, 1, 64)
     check_range("--context", asked.context, 2, 1 << 17)

@@ -7,7 +7,6 @@ What the program keeps between runs goes into a folder of the test's own.
 """
 
 import os
-from contextlib import suppress
 
 import pytest
 
@@ -19,7 +18,6 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
-with suppress(ModuleNotFoundError):  # not built
-    from paceline.runtime.native import load
+from paceline.runtime.native import load  # noqa: E402 - behind the variable
 
-    load.default_threads = lambda: 1
+load.default_threads = lambda: 1

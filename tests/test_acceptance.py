@@ -21,8 +21,8 @@ from acceptance_twin import (
     MARGIN_BINS,
     REFIT_AFTER,
 )
+from paceline import _native
 from paceline.errors import ConfigError
-from paceline.speculative import extension
 from paceline.speculative.acceptance import (
     MAX_KINDS,
     MAX_POSITIONS,
@@ -444,9 +444,9 @@ def test_nothing_wrong_is_built():
 def test_no_draft_is_longer_than_what_is_known(length):
     terms = ([1.0, 0.9, 0.8], [1.0, 1.0], (1.0, 1.1, 1.2), 0.1)
     with pytest.raises(ValueError, match="not covered"):
-        extension.best_length(*terms, 1.0, 0.0, length, 0.0)
+        _native.best_length(*terms, 1.0, 0.0, length, 0.0)
     with pytest.raises(ValueError, match="not covered"):
-        extension.margin_bounds(*terms, length, 1.0, MarginCurve())
+        _native.margin_bounds(*terms, length, 1.0, MarginCurve())
 
 
 # --- Keeping ------------------------------------------------------------------------------------

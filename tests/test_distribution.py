@@ -19,8 +19,8 @@ import pytest
 from paceline import sampling
 from paceline.runtime.protocols import ArrayOutput
 from paceline.sampling import Choice, DrawRule, Sampler, SamplingParams, draw
-from paceline.score_row import NumpyScoreRow
 from paceline.speculative.round import verify
+from score_row_twin import NumpyScoreRow
 
 # --- A finite world -----------------------------------------------------------------------------
 # The shared randomness of a position is one of `cells` equally likely outcomes. The target maps

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from cli_fakes import CommandLine
 from gguf_pair import files, source
-from paceline import cpu, diagnosis, memory
+from paceline import cpu, diagnosis, extension, memory
 from paceline.cli import environment
 from paceline.errors import CheckpointError
 
@@ -145,7 +146,7 @@ def native(**changes):
 
 
 def machine(monkeypatch, module, tmp_path, forced=None):
-    monkeypatch.setattr(diagnosis.importlib, "import_module", lambda name: module)
+    monkeypatch.setattr(extension, "_native", module)
     return {check.name: check for check in diagnosis.check_machine(tmp_path, forced)}
 
 
@@ -171,12 +172,11 @@ def test_an_instruction_set_that_is_forced(monkeypatch, tmp_path):
 
 
 def test_an_extension_that_cannot_be_imported(monkeypatch, tmp_path):
-    def fail(name):
-        raise ImportError("wrong ELF class")
-
-    monkeypatch.setattr(diagnosis.importlib, "import_module", fail)
+    monkeypatch.delitem(sys.modules, "paceline.extension")
+    monkeypatch.setitem(sys.modules, "paceline._native", None)
     found = {check.name: check for check in diagnosis.check_machine(tmp_path, None)}
     assert found["native runtime"].status == "problem"
+    assert "C++20 compiler" in found["native runtime"].text
     assert "read speed" not in found
 
 

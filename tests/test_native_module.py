@@ -471,11 +471,31 @@ def test_drafters_that_do_not_fit(pool, target, changes):
         _native.Drafter(pool, shape_of(DRAFTER, **sizes), target)
 
 
+def test_an_exception_while_objects_live_says_nothing_of_them():
+    """A thread that still waits keeps what it holds, and nanobind would list all of it."""
+    code = (
+        "import threading\n"
+        "from paceline import _native\n"
+        "held = threading.Event()\n"
+        "def hold(pool):\n"
+        "    held.set()\n"
+        "    threading.Event().wait()\n"
+        "threading.Thread(target=hold, args=[_native.Pool(1)], daemon=True).start()\n"
+        "held.wait()\n"
+        "raise RuntimeError('stop')"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.endswith("RuntimeError: stop\n")
+    assert "nanobind" not in result.stderr
+
+
 # --- the types
 
 
 def test_the_types_are_those_of_the_module(tmp_path):
-    """After a change of native/bindings.cc: make stub."""
+    """After a change of native/bindings/: make stub."""
     written = tmp_path / "written.pyi"
     command = [sys.executable, "-m", "nanobind.stubgen", "-q", "-m", "paceline._native"]
     subprocess.run([*command, "-o", str(written)], check=True)

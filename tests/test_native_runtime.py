@@ -110,21 +110,6 @@ def test_the_native_runtime_is_the_default_and_a_dtype_asks_for_torch():
         choose_runtime("native", "bfloat16")
 
 
-def test_only_the_native_runtime_and_two_modules_beside_it_import_the_extension_module():
-    """import-linter cannot see it. `diagnosis` asks for it by name, to tell why it is not there."""
-    package = Path(load.__file__).parents[2]
-    importers = {
-        file.relative_to(package).parts[:2]
-        for file in package.rglob("*.py")
-        if re.search(r"(from|import) .*\b_native\b", file.read_text(encoding="utf-8"))
-    }
-    assert importers == {
-        ("runtime", "native"),
-        ("score_row.py",),
-        ("speculative", "extension.py"),
-    }
-
-
 def test_running_natively_imports_no_torch():
     code = (
         "import sys; from paceline import Engine; engine = Engine.load(threads=1);"

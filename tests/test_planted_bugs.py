@@ -19,9 +19,9 @@ from paceline.noise import gumbel
 from paceline.runtime.protocols import Rows
 from paceline.runtime.torch.cache import LayerStore
 from paceline.sampling import SamplingParams
-from paceline.score_row import NumpyScoreRow
 from paceline.speculative import round as rounds
 from paceline.speculative.round import Verdict
+from score_row_twin import NumpyScoreRow
 from tiny_pair import VOCAB_SIZE, WINDOW, tiny_pair
 
 PROMPTS = [

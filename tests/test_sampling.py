@@ -19,7 +19,8 @@ from paceline.sampling import (
     draw,
     random_seed,
 )
-from paceline.score_row import NumpyScoreRow, score_row
+from paceline.score_row import score_row
+from score_row_twin import NumpyScoreRow
 
 INF = math.inf
 

@@ -14,7 +14,8 @@ from paceline import _native, sampling, score_row
 from paceline.errors import LogitsError
 from paceline.noise import MAX_SEED, gumbel
 from paceline.sampling import Sampler, SamplingParams
-from paceline.score_row import NumpyScoreRow, exact_weight_sum, temper
+from paceline.score_row import exact_weight_sum, temper
+from score_row_twin import NumpyScoreRow
 
 INF = math.inf
 NO_IDS, NO_SCORES = np.empty(0, np.int64), np.empty(0)
@@ -219,13 +220,6 @@ def test_all_instruction_sets_give_the_same_bits():
     ]
     assert len(outputs[0]) > 1000
     assert set(outputs) == {outputs[0]}
-
-
-def test_numpy_serves_where_the_extension_is_missing(monkeypatch):
-    logits = np.zeros(5, np.float32)
-    assert isinstance(score_row.score_row(logits, NO_IDS, NO_SCORES), _native.ScoreRow)
-    monkeypatch.setattr(score_row, "_NativeScoreRow", None)
-    assert isinstance(score_row.score_row(logits, NO_IDS, NO_SCORES), NumpyScoreRow)
 
 
 def test_a_row_keeps_the_logits_that_it_reads():

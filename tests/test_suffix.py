@@ -3,8 +3,6 @@ with its slow twin."""
 
 import gc
 import random
-import subprocess
-import sys
 from itertools import accumulate
 
 import pytest
@@ -406,10 +404,3 @@ def test_an_index_grows_with_its_text():
         follower = written.follow(text)
         written.push(tokens[place - 1])
         assert (follower.places, follower.match_length) == ([place], LONG)
-
-
-def test_without_the_extension_module_it_says_what_to_do():
-    code = "import sys; sys.modules['paceline._native'] = None; from paceline import Engine"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "MissingDependencyError: the extension module is not built" in result.stderr
-    assert "Install it again where there is a C++20 compiler" in result.stderr

@@ -31,14 +31,13 @@ from cost_model import pass_cost, weight_bytes
 from cost_report import Results, document, draw, relative, table
 from llama_cpp_worker import LlamaCpp, LlamaCppError
 from memory_probe import Memory
-from paceline import loading
 from paceline.checkpoint.convert import stored_dtype
 from paceline.checkpoint.gguf_model import open_drafter_file, open_target_file
 from paceline.checkpoint.gguf_tokenizer import read_tokenizer
 from paceline.checkpoint.names import target_table
 from paceline.checkpoint.quantise import BLOCK_BYTES, dequantise
 from paceline.config import check_pair
-from paceline.errors import CheckpointError, ConfigError, MissingDependencyError
+from paceline.errors import CheckpointError, ConfigError
 from paceline.loading import load_pair
 from paceline.memory import num_weights
 from paceline.runtime.protocols import ArrayOutput
@@ -529,12 +528,6 @@ def test_impossible_arguments(arguments, message, capsys, tmp_path):
     assert captured.err.startswith("error: ")
     assert message in captured.err
     assert captured.out == ""
-
-
-def test_a_runtime_that_is_not_built(monkeypatch):
-    monkeypatch.setattr(loading, "_native_is_built", lambda: False)
-    with pytest.raises(MissingDependencyError, match="native runtime is not built"):
-        verify_cost.check(verify_cost.parse([]))
 
 
 def test_the_machines_folder(monkeypatch):

@@ -6,6 +6,12 @@ from typing import Annotated, overload
 import numpy
 from numpy.typing import NDArray
 
+class NotFiniteError(ValueError):
+    pass
+
+class ReadError(OSError):
+    pass
+
 def isa_name() -> str:
     """
     Instruction set in use: the processor's best, or what PACELINE_ISA names.
@@ -26,12 +32,6 @@ def multiply(
     ],
 ) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C")]:
     """Outputs [M, outputs] of one linear layer for rows x [M, inner]."""
-
-class NotFiniteError(ValueError):
-    pass
-
-class ReadError(OSError):
-    pass
 
 class Pool:
     """Threads that run a pass together; the caller is one of them."""

@@ -6,7 +6,6 @@ loaded, and the environment is not read here.
 
 from __future__ import annotations
 
-import importlib
 import platform
 import shutil
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from typing import Literal, TypeVar
 
 from paceline import cpu
 from paceline.bench.provenance import package_versions
-from paceline.errors import PacelineError
+from paceline.errors import MissingDependencyError, PacelineError
 from paceline.loading import (
     OpenDrafter,
     OpenTarget,
@@ -64,7 +63,7 @@ def check_machine(models_folder: Path, forced_isa: str | None) -> list[Check]:
     """
     threads = cpu.default_threads()
     checks = [_processor(), _threads(threads)]
-    native = _native()
+    native = _extension()
     if isinstance(native, Check):
         checks.append(native)
     else:
@@ -185,16 +184,12 @@ def _threads(threads: int) -> Check:
     )
 
 
-def _native() -> ModuleType | Check:
+def _extension() -> ModuleType | Check:
     try:
-        return importlib.import_module("paceline._native")
-    except ImportError as error:
-        return Check(
-            name="native runtime",
-            status="problem",
-            text=f"it cannot be imported: {error}. Install Paceline again where there is a "
-            "C++20 compiler.",
-        )
+        from paceline.extension import _native
+    except MissingDependencyError as error:
+        return Check(name="native runtime", status="problem", text=str(error))
+    return _native
 
 
 def _instructions(native: ModuleType, forced_isa: str | None) -> Check:

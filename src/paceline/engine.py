@@ -166,7 +166,7 @@ class Engine:
         Args:
             target: a Hugging Face folder or a GGUF file; None is the pair that ships.
             drafter: a folder or file, "auto" for the one that lies with the target, None for none.
-            runtime: "native", "torch", or "auto": the native one where it is built.
+            runtime: "native", "torch", or "auto": native, unless `dtype` asks for torch.
             dtype: "float32" or "bfloat16", of the torch runtime only.
             threads: processor threads; None leaves it to the runtime.
             cache_folder: where the engine may keep things between processes; None keeps nothing.

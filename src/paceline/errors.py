@@ -6,7 +6,7 @@ PacelineError
 ├── ConfigError (ValueError)        a setting is out of range
 ├── PromptError (ValueError)        the prompt is empty, too long or not valid text
 ├── LogitsError (ValueError)        a row of scores leaves nothing to choose from
-├── MissingDependencyError (ImportError)   an extra is not installed
+├── MissingDependencyError (ImportError)   an extra or the extension module is not installed
 ├── OutOfMemoryError (MemoryError)  a model needs more memory than is free
 └── CacheError (ValueError)         a KV cache cannot do what was asked
 """
@@ -45,4 +45,4 @@ class OutOfMemoryError(PacelineError, MemoryError):
 
 
 class MissingDependencyError(PacelineError, ImportError):
-    """An optional package is needed; the message names the install line."""
+    """Something is not installed; the message says how to install it."""

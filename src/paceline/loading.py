@@ -5,7 +5,6 @@ The only module that imports `runtime.native` and `runtime.torch`, and only when
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -172,12 +171,11 @@ def load_pair(
 
 
 def choose_runtime(runtime: str = "auto", dtype: str | None = None) -> RuntimeName:
-    """Which runtime will run: what was asked for, or of "auto" the native one where it is built,
-    else the torch one. A `dtype` asks for the torch one.
+    """Which runtime will run: what was asked for. "auto" is the native one, unless a `dtype` asks
+    for the torch one.
 
     Raises:
         ConfigError: there is no such runtime, or it has no `dtype`.
-        MissingDependencyError: it is not installed, or none is.
     """
     if runtime not in get_args(RuntimeChoice):
         raise ConfigError(f"runtime {runtime!r} is not possible: expected auto, native or torch.")
@@ -186,16 +184,7 @@ def choose_runtime(runtime: str = "auto", dtype: str | None = None) -> RuntimeNa
             f"dtype {dtype!r} belongs to the torch runtime: the native one runs weights in the "
             "types of their file. Leave out dtype, or ask for the torch runtime."
         )
-    if runtime == "torch" or dtype is not None:
-        return "torch"
-    if _native_is_built():
-        return "native"
-    if runtime == "auto" and importlib.util.find_spec("torch") is not None:
-        return "torch"
-    raise MissingDependencyError(
-        "the native runtime is not built into this installation of Paceline. Install it again "
-        "where there is a C++20 compiler, or run: pip install 'paceline[torch]'"
-    )
+    return "torch" if runtime == "torch" or dtype is not None else "native"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -452,17 +441,6 @@ def load_tokenizer(target: OpenTarget) -> Tokenizer:
     return tokenizer
 
 
-def _native_is_built() -> bool:
-    """Whether the extension module is there; one that cannot be loaded is an error of its own."""
-    try:
-        from paceline.runtime.native import load  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name != "paceline._native":
-            raise
-        return False
-    return True
-
-
 def _torch_runtime() -> ModuleType:
     try:
         from paceline.runtime.torch import load
@@ -470,7 +448,7 @@ def _torch_runtime() -> ModuleType:
         if error.name != "torch":
             raise
         raise MissingDependencyError(
-            "running a model needs PyTorch, which is not installed. Run: "
-            "pip install 'paceline[torch]'"
+            "the torch runtime needs PyTorch, which is not installed. Run: "
+            "pip install 'paceline[torch]', or take the native runtime."
         ) from error
     return load

@@ -110,7 +110,9 @@ Threads = Annotated[
 ]
 RuntimeOption = Annotated[
     Runtime,
-    typer.Option("--runtime", help="What runs the model; auto is native where it is built."),
+    typer.Option(
+        "--runtime", help="What runs the model; auto is native, unless --dtype asks for torch."
+    ),
 ]
 DtypeOption = Annotated[
     Dtype | None,

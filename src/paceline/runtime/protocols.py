@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paceline.config import DrafterConfig, TargetConfig
-from paceline.sampling import DrawRule
+
+if TYPE_CHECKING:  # a model can be looked at where the extension module is missing
+    from paceline.sampling import DrawRule
 
 MAX_DRAFT_TOKENS = 15
 """Longest draft of any source: with the last token it fills a pass of 16 rows."""

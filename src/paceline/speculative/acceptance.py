@@ -17,11 +17,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from paceline.errors import ConfigError
+from paceline.extension import _native
 from paceline.runtime.protocols import MAX_DRAFT_TOKENS
-from paceline.speculative.extension import LARGEST_OFFSET, AcceptanceModel, MarginCurve, Profile
 from paceline.speculative.kept_values import fields_of, format_of, numbers_of
 
 __all__ = ["MAX_POSITIONS", "AcceptanceModel", "Judgement", "MarginCurve", "Profile", "Profiles"]
+
+AcceptanceModel = _native.AcceptanceModel
+MarginCurve = _native.MarginCurve
+Profile = _native.Profile
+LARGEST_OFFSET = _native.LARGEST_OFFSET
 
 MAX_POSITIONS = MAX_DRAFT_TOKENS
 MAX_KINDS = 16

@@ -15,7 +15,7 @@ from dataclasses import replace
 from math import ceil
 from typing import NamedTuple
 
-from paceline.speculative import extension
+from paceline.extension import _native
 from paceline.speculative.acceptance import (
     MAX_POSITIONS,
     PROBE_FIRST,
@@ -33,7 +33,7 @@ from paceline.speculative.controller import (
 )
 from paceline.speculative.costs import CostModel, Curve
 
-LEAST_GAIN = extension.LEAST_GAIN
+LEAST_GAIN = _native.LEAST_GAIN
 """Drafting for less than this is not worth being wrong about it: an always wrong drafter keeps an
 expected acceptance of a few percent, which would pay where rows are nearly free."""
 
@@ -473,7 +473,7 @@ def best_length(
     Equals: the largest (1 + S_1 + ... + S_k) / T_k over all k.
     """
     return Forecast(
-        *extension.best_length(
+        *_native.best_length(
             survivals,
             kept,
             curve.passes,
@@ -555,6 +555,6 @@ def margin_bounds(
     A token with chance p, reached with survival q, adds q p (1 + a) tokens, a being what is
     expected to follow it; that must exceed `rate` times what its row and all that follows cost.
     """
-    return extension.margin_bounds(
+    return _native.margin_bounds(
         survivals, kept, curve.passes, curve.draft_step, length, rate, margins
     )

@@ -7,9 +7,15 @@ each pass, so both are native: one call for all followers of a text. What the ro
 a proposal is known in `sources`.
 """
 
+from paceline.extension import _native
 from paceline.runtime.protocols import MAX_DRAFT_TOKENS
-from paceline.speculative.extension import SEPARATOR, Follower, IndexedText, Trust, WrittenText
 
 __all__ = ["MAX_PROPOSAL", "SEPARATOR", "Follower", "IndexedText", "Trust", "WrittenText"]
+
+SEPARATOR = _native.SEPARATOR
+Follower = _native.Follower
+IndexedText = _native.IndexedText
+Trust = _native.Trust
+WrittenText = _native.WrittenText
 
 MAX_PROPOSAL = MAX_DRAFT_TOKENS

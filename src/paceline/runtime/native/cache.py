@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import paceline._native as _native
+from paceline.extension import _native
 from paceline.runtime.bounds import check_truncation
 from paceline.runtime.protocols import KVCache
 

@@ -8,9 +8,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-import paceline._native as _native
 from paceline.config import DrafterConfig
 from paceline.errors import CheckpointError
+from paceline.extension import _native
 from paceline.runtime.native.cache import native
 from paceline.runtime.protocols import MAX_DRAFT_TOKENS, Draft, DraftPosition, DraftRequest
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import paceline._native as _native
 from paceline.checkpoint.weights import Weight, Weights
 from paceline.config import (
     DecoderConfig,
@@ -26,6 +25,7 @@ from paceline.config import (
 )
 from paceline.cpu import default_threads
 from paceline.errors import CheckpointError
+from paceline.extension import _native
 from paceline.runtime.native.drafter import NativeDrafter
 from paceline.runtime.native.target import NativeTarget
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import paceline._native as _native
 from paceline.config import TargetConfig, check_range
 from paceline.errors import CheckpointError
+from paceline.extension import _native
 from paceline.runtime.bounds import check_room
 from paceline.runtime.native.cache import NativeKVCache, native
 from paceline.runtime.protocols import PassOutput, Rows
