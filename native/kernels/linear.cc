@@ -71,11 +71,29 @@ struct Q8_0 {
   }
 };
 
+template <class Format>
+inline constexpr std::ptrdiff_t kBlockBytes = 2 * Format::kBytes + kPanelRows * 2;
+
 // How far ahead of its use a weight is asked for. The processor's own prefetcher stops at pages.
 constexpr std::ptrdiff_t kPrefetchBytes = 12288;
 
-template <class Format>
-inline constexpr std::ptrdiff_t kBlockBytes = 2 * Format::kBytes + kPanelRows * 2;
+// Asks for the block that will be read so much later.
+//
+// For one row it comes to the first cache, as fast as memory gives it. Where several rows are
+// multiplied meanwhile, that cache would wait for too many lines at a time: they come to the second
+// one, and to the first two blocks before their use. On a Zen 4 that takes 15 % off 4 and 5 rows.
+template <class Format, int M>
+PACELINE_INLINE void prefetch_block(const std::uint8_t* block) {
+  PACELINE_UNROLL
+  for (int line = 0; line < kBlockBytes<Format>; line += 64) {
+    if constexpr (M == 1) {
+      __builtin_prefetch(block + kPrefetchBytes + line);
+    } else {
+      __builtin_prefetch(block + kPrefetchBytes + line, 0, 2);
+      __builtin_prefetch(block + 2 * kBlockBytes<Format> + line);
+    }
+  }
+}
 
 // The outputs of half a panel, or of a whole one, for M rows.
 //
@@ -94,12 +112,7 @@ void multiply_quantized(const std::uint8_t* panel, int half, const Activations& 
   for (std::ptrdiff_t b = 0; b < blocks; ++b) {
     const std::uint8_t* block = panel + b * kBlockBytes<Format>;
     const auto* scales = reinterpret_cast<const std::uint16_t*>(block + 2 * Format::kBytes);
-    if (H == 2 || half == 0) {
-      PACELINE_UNROLL
-      for (int line = 0; line < kBlockBytes<Format>; line += 64) {
-        __builtin_prefetch(block + kPrefetchBytes + line);
-      }
-    }
+    if (H == 2 || half == 0) prefetch_block<Format, M>(block);
     U8x64 columns[H][8];
     F32x16 weight_scales[H];
     PACELINE_UNROLL
