@@ -74,8 +74,8 @@ def recorded(name: str, file_name: str) -> Machine:
 MACHINES = tuple(
     replace(machine, noise=NOISE, hiccups=HICCUPS)
     for machine in (
-        recorded("E2B on 2 cores", "verify-cost-e2b-q4_0.json"),
-        recorded("E2B, slower", "verify-cost-e2b-q4_0-slower-processor.json"),
+        recorded("E2B, Zen 4", "verify-cost-e2b-q4_0.json"),
+        recorded("E2B, Zen 5", "verify-cost-e2b-q4_0-zen-5.json"),
         Machine(name="GPU", passes=linear(0.03), draft_step=0.02),
         Machine(name="experts", passes=EXPERTS, draft_step=0.03),
         Machine(name="good CPU kernel", passes=linear(0.10), draft_step=0.03),
