@@ -116,6 +116,22 @@ def test_a_batch_learns_first_and_is_decided_for_each_round():
     assert plans[:2] == [found.policy.decision.plan for found in policies]
 
 
+def test_a_batch_after_a_parked_round_learns_from_its_drafts():
+    """Some of its rounds have a draft, whatever was decided when the sequence was alone."""
+    costs, profiles = SHORT.calibrated(), Profiles()
+    policies = [paced(SHORT, costs, profiles) for _ in range(2)]
+    for found in policies:
+        assert found.plan(context(room=0)).max_draft_tokens == 0
+        found.observe(outcome(found.plan(context(room=0)), 0, SHORT))
+    plans = plan_round(policies, [context()] * 2)
+    assert all(plan.max_draft_tokens for plan in plans)
+    for found, plan in zip(policies, plans, strict=True):
+        before = found.policy._model.survivals()
+        found.observe(outcome(plan, plan.max_draft_tokens, SHORT))
+        found.learn()
+        assert found.policy._model.survivals()[1] > before[1]
+
+
 # --- Openings -----------------------------------------------------------------------------------
 
 

@@ -154,7 +154,7 @@ class PacedDraftLength:
         told, self._told = self._told, []
         usual, self._usual = self._usual, None
         num_rounds = self._num_rounds - self._rounds_left
-        self._rounds_left = 0
+        self._rounds_left, self._is_parked = 0, False
         if told:
             self.policy.observe_all(told)
         elif usual is not None:
