@@ -52,7 +52,7 @@ class OftenRightDrafter(InformedDrafter):
         self.recorded = RecordedDrafter(inner)
 
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
-        self.inner.draft([replace(request, stop=StopRule()) for request in requests])
+        self.inner.draft([request._replace(stop=StopRule()) for request in requests])
         return self.recorded.draft(requests)
 
     def expect(self, cache: KVCache, token_ids: tuple[int, ...]) -> None:
