@@ -1,7 +1,7 @@
 """What drafting costs where it cannot win, and what texts add where an answer repeats one.
 
     python benchmarks/never_slower.py --prompts 12 --repeats 7 --output FILE.json
-    python benchmarks/never_slower.py --model FILE.gguf --drafter FILE.gguf --prompts 2 --repeats 3
+    python benchmarks/never_slower.py --model FILE.gguf --drafter FILE.gguf --prompts 3 --repeats 1
 
 The shipped pair, answers of 200 tokens each, every way of drafting in turn within each repeat. What
 counts is the fastest repeat, because what else runs only ever adds time; the first way runs twice
@@ -15,6 +15,7 @@ in each repeat and is compared with itself as well.
 
 Of another pair, such as the synthetic ones that `verify_cost.py` writes, the first part, and a
 drafter that is right five times in six: its draft costs what drafts cost, what it says is recorded.
+There the ways take turns within each answer.
 
 The last line is one JSON document.
 """
@@ -37,10 +38,15 @@ from paceline.engine import DraftChoice, Engine, Generation
 from paceline.loading import LoadedPair, load_pair
 from paceline.runtime.protocols import Draft, Drafter, DraftRequest, KVCache, StopRule
 from paceline.sampling import SamplingParams
+from paceline.sequence import ActiveSequence
 
 SLOWNESS = 10
 TOKENS = 200
 AGAIN = "itself"
+
+STRETCH = 5
+"""Where a pass takes long enough to empty the caches anyway, ways take turns every few tokens: the
+speed of a machine's memory changes from one answer to the next."""
 GREEDY, SAMPLED = SamplingParams(temperature=0.0), SamplingParams(temperature=1.0, top_k=64, seed=7)
 
 
@@ -184,9 +190,25 @@ def parts_of(pair: LoadedPair, *, ships: bool) -> dict[str, Part]:
 # --- Measuring ----------------------------------------------------------------------------------
 
 
-def answer(
+def answers(
+    ways: Sequence[Way],
+    prompt: Sequence[int],
+    params: SamplingParams,
+    plain: Generation | None,
+    stretch: int,
+) -> list[Generation]:
+    """The same answer by each way, so many tokens by one way and then by the next."""
+    sequences = [begin(way, prompt, params, plain) for way in ways]
+    for end in range(stretch, TOKENS + stretch, stretch):
+        for way, sequence in zip(ways, sequences, strict=True):
+            while sequence.finish_reason is None and len(sequence.tokens) < end:
+                way.engine.step([sequence])
+    return [way.engine.close(sequence) for way, sequence in zip(ways, sequences, strict=True)]
+
+
+def begin(
     way: Way, prompt: Sequence[int], params: SamplingParams, plain: Generation | None
-) -> Generation:
+) -> ActiveSequence:
     engine = way.engine
     sequence = engine.open(
         prompt,
@@ -198,9 +220,7 @@ def answer(
     engine.prefill(sequence)
     if isinstance(engine.pair.drafter, InformedDrafter) and plain:
         engine.pair.drafter.expect(sequence.cache, (*prompt, *plain.token_ids))
-    while sequence.finish_reason is None:
-        engine.step([sequence])
-    return engine.close(sequence)
+    return sequence
 
 
 def changed(text: str) -> str:
@@ -211,26 +231,31 @@ def changed(text: str) -> str:
 
 
 def measure(
-    ways: Sequence[Way], prompts: Sequence[Sequence[int]], params: SamplingParams, repeats: int
+    ways: Sequence[Way],
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    *,
+    repeats: int,
+    stretch: int,
 ) -> dict[str, list[float]]:
-    """Decode seconds of each prompt's fastest repeat by way. The first repeat is a warm-up.
+    """Decode seconds of each prompt's fastest repeat by way.
 
     Raises:
         AssertionError: two ways gave two texts.
     """
     reference = next(way for way in ways if way.draft is off)
-    plain = [answer(reference, prompt, params, None) for prompt in prompts]
+    plain = [answers([reference], prompt, params, None, TOKENS)[0] for prompt in prompts]
     turns = [*ways, replace(ways[0], name=AGAIN)]
     seconds = {way.name: [math.inf] * len(prompts) for way in turns}
-    for repeat in range(repeats + 1):
+    for repeat in range(repeats):
         for number, prompt in enumerate(prompts):
-            for way in turns if repeat % 2 else turns[::-1]:
-                result = answer(way, prompt, params, plain[number])
+            order = turns if repeat % 2 else turns[::-1]
+            results = answers(order, prompt, params, plain[number], stretch)
+            for way, result in zip(order, results, strict=True):
                 assert result.token_ids == plain[number].token_ids, way.name
-                if repeat:
-                    taken = seconds[way.name]
-                    taken[number] = min(taken[number], result.stats.decode_s)
-        print(f"repeat {repeat} of {repeats}", file=sys.stderr, flush=True)
+                taken = seconds[way.name]
+                taken[number] = min(taken[number], result.stats.decode_s)
+        print(f"repeat {repeat + 1} of {repeats}", file=sys.stderr, flush=True)
     return seconds
 
 
@@ -272,10 +297,12 @@ def main() -> None:
     prompts = prompts[:: max(1, len(prompts) // asked.prompts)][: asked.prompts]
     ends = (*pair.defaults.suppressed_token_ids, *pair.defaults.eos_token_ids)
     pair = replace(pair, defaults=replace(pair.defaults, suppressed_token_ids=ends))
+    stretch = TOKENS if asked.model is None else STRETCH
     started = time.perf_counter()
     rows = []
     for part, (params, ways) in parts_of(pair, ships=asked.model is None).items():
-        found = compared(part, measure(ways, prompts, params, asked.repeats))
+        seconds = measure(ways, prompts, params, repeats=asked.repeats, stretch=stretch)
+        found = compared(part, seconds)
         for row in found:
             print(
                 f"{row.part}: {row.way} runs at {row.speed:.3f} of {row.against}, the worst prompt "
