@@ -146,10 +146,10 @@ def verify_cost(e2b: Record, e4b: Record) -> list[str]:
     return table(["rows in one pass", *NUM_ROWS], rows)
 
 
-@part("table", "verify-cost-zen-5", E2B_ZEN_5)
+@part("figures", "verify-cost-zen-5", E2B_ZEN_5)
 def verify_cost_zen_5(e2b: Record) -> list[str]:
-    rows = [*pass_rows("E2B", e2b), *pass_rows("E2B in llama.cpp", e2b, "llama_cpp")]
-    return table(["rows in one pass", *NUM_ROWS], rows)
+    ratios = ", ".join(f"{e2b.at('v', str(rows)):.2f}" for rows in NUM_ROWS)
+    return [f"{ratios} passes of one row, which took {milliseconds(e2b.at('T_s', '1'))} ms"]
 
 
 @part("figures", "verify-cost-speeds", E2B)
@@ -248,6 +248,17 @@ def other_prompts(*benches: Record) -> list[str]:
     return [", ".join(f"[{name}]({RESULTS / path}) {ratio:.2f}" for (name, path), ratio in named)]
 
 
+@part("figures", "slower-prompts", SHIPPED, *OTHER_PROMPTS.values())
+def slower_prompts(*benches: Record) -> list[str]:
+    names = ("these prompts", *OTHER_PROMPTS)
+    counts = (
+        f"{len(bench.at('slower_than_off'))} of "
+        f"{len({row.at('prompt') for row in bench.rows('runs')})} of {name}"
+        for name, bench in zip(names, benches, strict=True)
+    )
+    return [", ".join(counts)]
+
+
 # --- Never slower -------------------------------------------------------------------------------
 
 NEVER_SLOWER = f"{MACHINE}/never-slower.json"
@@ -287,10 +298,9 @@ def never_slower_e2b_counts(measured: Record) -> list[str]:
 
 
 def counts(measured: Record) -> str:
-    return (
-        f"{measured.at('prompts')} prompts, {measured.at('tokens')} tokens each, "
-        f"the fastest of {measured.at('repeats')} interleaved repeats"
-    )
+    repeats = measured.at("repeats")
+    how = f"the fastest of {repeats} interleaved repeats" if repeats > 1 else "ways taking turns"
+    return f"{measured.at('prompts')} prompts, {measured.at('tokens')} tokens each, {how}"
 
 
 @part("figures", "texts", NEVER_SLOWER)

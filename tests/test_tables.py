@@ -75,7 +75,7 @@ def test_a_new_result_is_found_and_all_its_rows_are_written(copy, capsys):
     assert capsys.readouterr().out == "README.md: table never-slower is not what is recorded\n"
     assert tables.main([], root=copy) == 0
     assert (
-        f"| a new one | {row['way']} | {row['against']} | 0.50 |"
+        f"| a new one | {row['way']} | {row['against']} | 0.500 |"
         in (copy / "README.md").read_text()
     )
 
