@@ -112,6 +112,23 @@ void TrustedFollower::learn(bool right) {
   if (++num_seen_ % kSharedEvery == 0) shared_->record(length, share, right);
 }
 
+void TextCredit::follow(const std::vector<std::int32_t>& tokens, double cost, bool is_made) {
+  if (!is_made && !followed_.empty()) return;
+  followed_ = tokens;
+  cost_ = cost;
+  is_made_ = is_made;
+  num_right_ = 0;
+}
+
+void TextCredit::push(std::int32_t token) {
+  if (left_ < kFirstCredit) left_ = std::min(kFirstCredit, left_ + kCreditRate);
+  if (followed_.empty()) return;
+  if (followed_[num_right_] == token && ++num_right_ < followed_.size()) return;
+  const double won = static_cast<double>(num_right_) - cost_;
+  if (is_made_ || won > 0.0) left_ = std::min(kMostCredit, left_ + won);
+  followed_.clear();
+}
+
 std::shared_ptr<TrustedFollower> WrittenText::follow(std::shared_ptr<const IndexedText> text) {
   followers_.push_back(std::make_shared<TrustedFollower>(Follower(std::move(text), text_)));
   return followers_.back();
@@ -119,6 +136,7 @@ std::shared_ptr<TrustedFollower> WrittenText::follow(std::shared_ptr<const Index
 
 void WrittenText::push(std::int64_t token) {
   text_->append(token);
+  credit_.push(text_->last());
   for (const auto& follower : followers_) follower->advance(text_->last());
 }
 
@@ -128,7 +146,7 @@ bool WrittenText::has_proposal() const {
   });
 }
 
-std::optional<TextDraft> WrittenText::best_draft(RoundOffer offer) const {
+std::optional<TextDraft> WrittenText::best_draft(RoundOffer offer) {
   std::optional<TextDraft> best;
   for (std::size_t i = 0; i < followers_.size(); ++i) {
     std::optional<TextDraft> draft = followers_[i]->best_draft(offer, end_tokens_);
@@ -137,7 +155,11 @@ std::optional<TextDraft> WrittenText::best_draft(RoundOffer offer) const {
     offer.best_rate = offer.rate(draft->tokens.size(), draft->expected_tokens);
     best = std::move(draft);
   }
-  return best;
+  if (!best) return std::nullopt;
+  const double cost = offer.cost(best->tokens.size());
+  const bool is_made = credit_.pays(cost);
+  credit_.follow(best->tokens, cost, is_made);
+  return is_made ? std::move(best) : std::nullopt;
 }
 
 }  // namespace paceline

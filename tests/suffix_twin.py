@@ -41,6 +41,7 @@ sequences together remember 256 of every fourth."""
 LEAST_TRUST = 0.1
 LEAST_SURVIVAL = 0.02
 MARGIN = 1.02
+FIRST_CREDIT, CREDIT_RATE, MOST_CREDIT = 2.0, 0.004, 20.0
 """Less likely first tokens are not proposed, nor is what hangs on so many that it hardly counts. A
 draft must promise more than what it replaces by the margin."""
 
@@ -320,6 +321,9 @@ class WrittenText:
         self.text = IndexedText()
         self._end_token_ids = end_token_ids
         self._followers: list[TrustedFollower] = []
+        self._credit, self._cost, self._is_made = FIRST_CREDIT, 0.0, False
+        self._followed: list[int] = []
+        self._num_right = 0
 
     def follow(self, text: IndexedText) -> TrustedFollower:
         follower = TrustedFollower(text, self.text.end, own=text is self.text)
@@ -328,9 +332,25 @@ class WrittenText:
 
     def push(self, token_id: int) -> bool:
         self.text.append(token_id)
+        self._judge(token_id)
         for follower in self._followers:
             follower.push(token_id)
         return self.has_proposal
+
+    def _judge(self, token_id: int) -> None:
+        """Of the draft that was made, or was not: was it right so far, and what did it win?"""
+        if self._credit < FIRST_CREDIT:
+            self._credit = min(FIRST_CREDIT, self._credit + CREDIT_RATE)
+        if not self._followed:
+            return
+        right = self._followed[self._num_right] == token_id
+        self._num_right += right
+        if right and self._num_right < len(self._followed):
+            return
+        won = self._num_right - self._cost
+        if self._is_made or won > 0.0:
+            self._credit = min(MOST_CREDIT, self._credit + won)
+        self._followed = []
 
     @property
     def has_proposal(self) -> bool:
@@ -352,4 +372,12 @@ class WrittenText:
                 tokens, expected, seconds = found
                 best = (tokens, number, expected, seconds)
                 best_rate = (other_tokens + expected) / seconds
-        return best
+        if best is None:
+            return None
+        plain = passes[0] + other_seconds
+        cost = (best[3] - plain) / plain if plain > 0.0 else 0.0
+        is_made = cost <= self._credit
+        if is_made or not self._followed:
+            self._followed, self._cost, self._num_right = best[0], cost, 0
+            self._is_made = is_made
+        return best if is_made else None

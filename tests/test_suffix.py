@@ -357,6 +357,26 @@ def test_no_draft_is_longer_than_a_proposal_may_be():
         written.best_draft([1.0] * 258, 0.0, 0.0, 0.0)
 
 
+def test_wrong_drafts_end_until_the_text_repeats_another_one():
+    """Each token more takes 0.4 passes: a few wrong drafts use the credit up."""
+    quoted, offer = [*range(100, 180)], ([1.0, 1.4, 1.8, 2.2, 2.6], 0.0, 0.0, 1.0)
+    written, made = WrittenText(), []
+    written.follow(indexed(quoted))
+
+    def write(tokens):
+        for token in tokens:
+            written.push(token)
+            made.append(written.has_proposal and written.best_draft(*offer) is not None)
+
+    write([1])  # else both are at their beginning
+    for place in range(0, 80, 4):  # three tokens as they were, and then another one
+        write([*quoted[place : place + 3], place])
+    assert 1 <= sum(made) <= 5
+    tried = len(made)
+    write(quoted)
+    assert sum(made[tried:]) > 40
+
+
 def test_a_follower_needs_trusts():
     with pytest.raises((TypeError, ValueError)):
         WrittenText().follow(IndexedText()).turn_to(None, None)

@@ -47,7 +47,7 @@ std::tuple<std::vector<std::int32_t>, std::vector<double>> propose(const Trusted
 }
 
 std::optional<std::tuple<std::vector<std::int32_t>, std::size_t, double, double>> best_draft(
-    const WrittenText& written, std::vector<double> passes, double other_seconds,
+    WrittenText& written, std::vector<double> passes, double other_seconds,
     double other_tokens, double best_rate) {
   auto draft = written.best_draft({std::move(passes), other_seconds, other_tokens, best_rate});
   if (!draft) return std::nullopt;
@@ -119,7 +119,9 @@ void bind_texts(nb::module_& module) {
            "`passes` are seconds of the round's pass by tokens of the draft, from none to as many\n"
            "as there is room for, ascending; `other_seconds` are those of the rest of the round,\n"
            "`other_tokens` what its other sequences are expected to emit. Returns the draft, the\n"
-           "number of its follower, what this sequence is expected to emit, seconds of the round.");
+           "number of its follower, what this sequence is expected to emit, seconds of the round.\n"
+           "What is returned is taken to be drafted; None also where wrong drafts have cost too\n"
+           "much, until those that were not made would have been right.");
 }
 
 }  // namespace paceline

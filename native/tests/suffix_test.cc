@@ -141,6 +141,26 @@ TEST(a_draft_is_as_long_as_pays_and_ends_with_its_text) {
   CHECK(!draft_of({}, {{1.0}, 0.5, 0.0, 0.1}) && !draft_of({}, {}));  // no room
 }
 
+TEST(wrong_drafts_use_the_credit_up_and_right_ones_bring_it_back) {
+  TextCredit credit;
+  CHECK(credit.pays(kFirstCredit) && !credit.pays(kFirstCredit + 0.01));
+  credit.follow({5, 6}, kFirstCredit, true);
+  credit.push(9);
+  CHECK(!credit.pays(0.01));
+  credit.follow({5, 6, 7}, 1.0, false);
+  credit.follow({1}, 9.0, false);  // the first one is not judged yet
+  for (const std::int32_t token : {5, 6, 7}) credit.push(token);
+  CHECK(credit.pays(2.0));
+  credit.follow({5, 6}, 9.0, false);
+  credit.push(1);
+  CHECK(credit.pays(2.0));
+  for (int i = 0; i < 100; ++i) {
+    credit.follow({1, 2}, 0.0, true);
+    for (const std::int32_t token : {1, 2}) credit.push(token);
+  }
+  CHECK(credit.pays(kMostCredit) && !credit.pays(kMostCredit + 0.01));
+}
+
 TEST(what_is_wrong_is_refused_and_nothing_changes) {
   WrittenText written;
   const auto trusted = written.follow(indexed({1, 2}));

@@ -362,6 +362,8 @@ class WrittenText:
         as there is room for, ascending; `other_seconds` are those of the rest of the round,
         `other_tokens` what its other sequences are expected to emit. Returns the draft, the
         number of its follower, what this sequence is expected to emit, seconds of the round.
+        What is returned is taken to be drafted; None also where wrong drafts have cost too
+        much, until those that were not made would have been right.
         """
 
 LARGEST_OFFSET: float = 5.0

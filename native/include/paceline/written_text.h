@@ -33,6 +33,11 @@ constexpr std::int64_t kSharedEvery = 4;
 constexpr double kLeastTrust = 0.1;
 constexpr double kLeastSurvival = 0.02;
 constexpr double kMargin = 1.02;
+// Tokens that drafts of texts may lose at first, what grows again with each token, and the most that
+// they may win for later.
+constexpr double kFirstCredit = 2.0;
+constexpr double kCreditRate = 0.004;
+constexpr double kMostCredit = 20.0;
 
 // How often the token after a match was right, by the length of the match.
 //
@@ -68,6 +73,11 @@ struct RoundOffer {
   // Tokens a second with a draft of so many tokens, of which this sequence emits `expected`.
   double rate(std::size_t count, double expected) const {
     return (other_tokens + expected) / seconds(count);
+  }
+  // Tokens of plain decoding that such a draft takes the time of.
+  double cost(std::size_t count) const {
+    const double plain = seconds(0);
+    return plain > 0.0 ? (seconds(count) - plain) / plain : 0.0;
   }
 };
 
@@ -107,6 +117,24 @@ class TrustedFollower {
   std::int64_t num_seen_ = 0;
 };
 
+// What wrong drafts of texts may still cost. A draft that it does not pay for is not made but
+// followed all the same, so that a text that begins to repeat another one is noticed.
+class TextCredit {
+ public:
+  bool pays(double cost) const { return cost <= left_; }
+  // A draft is made, or is not but nothing else is followed: what would come of it? One that is
+  // not made costs nothing.
+  void follow(const std::vector<std::int32_t>& tokens, double cost, bool is_made);
+  // The text goes on.
+  void push(std::int32_t token);
+
+ private:
+  double left_ = kFirstCredit, cost_ = 0.0;
+  bool is_made_ = false;
+  std::vector<std::int32_t> followed_;
+  std::size_t num_right_ = 0;
+};
+
 class WrittenText {
  public:
   explicit WrittenText(std::vector<std::int64_t> end_tokens = {})
@@ -120,13 +148,15 @@ class WrittenText {
   void push(std::int64_t token);
   // Whether a draft is worth asking for.
   bool has_proposal() const;
-  // The best draft of all followers, the first of equals.
-  std::optional<TextDraft> best_draft(RoundOffer offer) const;
+  // The best draft of all followers, the first of equals, if the credit pays for it. It is taken to
+  // be made.
+  std::optional<TextDraft> best_draft(RoundOffer offer);
 
  private:
   std::shared_ptr<IndexedText> text_;
   std::vector<std::int64_t> end_tokens_;
   std::vector<std::shared_ptr<TrustedFollower>> followers_;
+  TextCredit credit_;
 };
 
 }  // namespace paceline
