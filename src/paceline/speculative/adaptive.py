@@ -81,7 +81,7 @@ BOUNDS_EVERY = 4
 
 REFRESH_NEW, DOUBTED_GAIN = 8, 2.0
 """Plain decoding is first measured after so many drafts, if they seem to gain less than that: a
-calibration may have met a load that has ended, and no error of it pretends more."""
+calibration may have met a load that has ended. Where they gain more, a plain round costs more."""
 
 REFRESH_FIRST, REFRESH_LAST, REFRESH_SHARE = 32, 192, 0.002
 """Plain decoding is measured again after 32 rounds at the earliest and 192 at the latest; between

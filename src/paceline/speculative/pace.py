@@ -67,7 +67,6 @@ class PacedDraftLength:
         self._plan = DraftPlan(max_draft_tokens=0)
         self._told: list[RoundOutcome] = []
         self._usual: RoundOutcome | None = None
-        self._is_parked = False
         self._num_rounds = self._rounds_left = 0
         self._patience = 0.0
 
@@ -82,7 +81,6 @@ class PacedDraftLength:
         if decision is None:
             decision = self._decide(context)
         self._plan = decision.plan
-        self._is_parked = decision.is_usual and not decision.plan.max_draft_tokens
         if decision.is_usual:
             self._stand(decision)
         return self._plan
@@ -138,8 +136,9 @@ class PacedDraftLength:
     def observe(self, outcome: RoundOutcome) -> None:
         """Of rounds that a parked drafter had no part in, one is kept: to keep all would cost more
         than what else is done between two short passes."""
+        stands = self._rounds_left > 0
         self._rounds_left -= 1
-        if self._is_parked:
+        if stands and not self._plan.max_draft_tokens:
             if self._usual is None or self._rounds_left == self._num_rounds // 2:
                 self._usual = outcome
         else:
@@ -154,7 +153,7 @@ class PacedDraftLength:
         told, self._told = self._told, []
         usual, self._usual = self._usual, None
         num_rounds = self._num_rounds - self._rounds_left
-        self._rounds_left, self._is_parked = 0, False
+        self._rounds_left = 0
         if told:
             self.policy.observe_all(told)
         elif usual is not None:
