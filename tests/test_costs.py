@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from paceline.errors import ConfigError
 from paceline.speculative.controller import RoundCost
 from paceline.speculative.costs import (
+    ESTABLISHED,
+    LASTING_S,
     MAX_SECONDS,
     NUM_RECENT,
     TRUSTED_PASSES,
@@ -358,7 +360,7 @@ def test_a_round_after_one_of_another_kind_can_only_lower_what_is_known():
     lived_in_turn(model)
     before = model.curve(100)
     for _ in range(30):
-        model.observe(drafting(2, verify_s=0.07, draft_s=0.02), is_steady=False)
+        model.observe(drafting(2, verify_s=0.07, draft_s=2 * 0.002), is_steady=False)
     after = model.curve(100)
     assert (after.passes, after.draft_step) == (before.passes, before.draft_step)
     for _ in range(30):
@@ -366,6 +368,58 @@ def test_a_round_after_one_of_another_kind_can_only_lower_what_is_known():
     after = model.curve(100)
     assert after.passes[2] < before.passes[2]
     assert after.draft_step < before.draft_step
+
+
+def test_what_is_too_slow_for_cold_caches_is_learned_from_rounds_apart():
+    """A drafter ten times slower than it was measured, asked once in a while."""
+    model = calibrated()
+    before = model.curve(100)
+    for _ in range(12):
+        observe(model, ROUND)
+        model.observe(drafting(2, verify_s=0.25, draft_s=0.05), is_steady=False)
+    after = model.curve(100)
+    assert after.draft_fixed + 2 * after.draft_step == pytest.approx(0.05, rel=0.1)
+    assert after.passes[2] > 3 * before.passes[2]
+
+
+def test_hiccups_of_a_first_shape_leave_no_load_behind():
+    """Half the cost and twice the load explain each pass as well: an error must not last."""
+    model = calibrated()
+    observe(model, drafting(3, verify_s=0.053), 16)
+    observe(model, drafting(3, verify_s=0.160), 3)
+    assert model.load > 2.0
+    observe(model, ROUND, 40)
+    assert model.load == 1.0
+    assert model.curve(100).passes[0] == pytest.approx(0.050, rel=0.02)
+
+
+def test_one_slow_pass_of_the_first_established_shape_is_no_load():
+    model = calibrated()
+    observe(model, drafting(3, verify_s=0.053), 16)
+    observe(model, drafting(3, verify_s=0.160))
+    assert model.load == 1.0
+
+
+def test_a_load_that_lasts_is_the_machine():
+    model = calibrated()
+    lived_in_turn(model)
+    before = model.curve(100)
+    lived_in_turn(model, factor=2.0, turns=math.ceil(LASTING_S / 0.2) + 20)
+    after = model.curve(100)
+    assert model.load == 1.0
+    assert after.passes[:3] == pytest.approx([2 * s for s in before.passes[:3]], rel=0.05)
+    assert after.draft_step == pytest.approx(2 * before.draft_step, rel=0.05)
+
+
+def test_of_short_established_passes_one_in_four_is_learned_from():
+    model = CostModel({1: 0.0002, 16: 0.001}, (1e-6, 1e-6), 1e-6)
+    short = ROUND._replace(verify_s=0.0002, overhead_s=1e-6)
+    observe(model, short, ESTABLISHED)
+    cell = model._bucket(7, 1).cells[1]
+    observe(model, short, 4 * 10)
+    assert cell.count == ESTABLISHED + 10
+    observe(model, drafting(1, verify_s=0.0003, draft_s=2e-6))
+    assert model.rounds_since_plain(100) == 1
 
 
 # --- Keeping ------------------------------------------------------------------------------------

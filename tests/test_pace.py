@@ -6,7 +6,7 @@ from itertools import groupby
 import pytest
 
 from paceline.speculative.acceptance import Profiles
-from paceline.speculative.adaptive import AdaptiveDraftLength
+from paceline.speculative.adaptive import KNOWN_CREDIT, AdaptiveDraftLength
 from paceline.speculative.controller import DraftContext, FixedDraftLength, plan_round
 from paceline.speculative.costs import TRUSTED_PASSES, CostModel
 from paceline.speculative.pace import (
@@ -53,9 +53,36 @@ def test_where_rounds_are_short_a_decision_stands_for_several():
     assert len(times) < 400 / 8
 
 
-def test_wrong_drafts_end_a_decision_early():
-    times = stood(SHORT, lambda length: 0, 30)
-    assert max(times[:6]) <= PATIENCE + 1
+def with_a_fresh_decision(machine):
+    """A policy that has just decided to draft in easy text, and its plan."""
+    found = paced(machine)
+    run(found, lambda length: length, 200, machine)
+    found.learn()
+    while not found.plan(context()).max_draft_tokens:
+        found.observe(outcome(found.plan(context()), 0, machine))
+        found.learn()
+    return found, found.plan(context())
+
+
+def test_wrong_drafts_end_a_decision_before_they_lose_much():
+    found, plan = with_a_fresh_decision(SHORT)
+    wrong = outcome(plan, 0, SHORT)
+    extra_s = wrong.cost.draft_s + wrong.cost.verify_s - SHORT.verify_s(1)
+    loss = extra_s / (SHORT.verify_s(1) + SHORT.overhead_s)
+    lost = 0.0
+    while found.plan(context()) is plan:
+        found.observe(wrong)
+        lost += loss
+    assert PATIENCE < lost < PATIENCE + loss + 0.1
+
+
+def test_a_decision_that_wins_less_than_expected_stands():
+    """Only what loses to plain decoding ends it early."""
+    found, plan = with_a_fresh_decision(SHORT)
+    assert plan.expected_tokens > 3.0
+    for _ in range(MOST_ROUNDS // 2):
+        assert found.plan(context()) is plan
+        found.observe(outcome(plan, 1, SHORT))
 
 
 def test_an_always_wrong_drafter_costs_two_percent_at_most():
@@ -172,4 +199,15 @@ def test_an_answer_that_begins_with_an_opening_learns_from_it():
     found.observe(outcome(plan, 0, SHORT))
     found.learn()
     assert found.policy._model.survivals()[1] < before[1]
-    assert found.policy.credit < 2.8
+    assert found.policy.credit < KNOWN_CREDIT
+
+
+def test_an_opening_ends_with_the_first_decision_against_drafts():
+    costs, profiles, openings = SHORT.calibrated(), Profiles(), {}
+    answers(32, SHORT, openings, costs, profiles)
+    assert "text" in openings
+    found = paced(SHORT, costs, profiles, openings)
+    for _ in range(60):
+        plan = found.plan(context())
+        found.observe(outcome(plan, 0, SHORT))
+    assert "text" not in openings

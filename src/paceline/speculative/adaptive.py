@@ -42,6 +42,10 @@ FIRST_CREDIT, CREDIT_RATE = 2.8, 0.004
 Over 200 tokens that is 3.6, 1.8 % of them. With less, text where drafting just pays is given up by
 bad luck."""
 
+KNOWN_CREDIT, KNOWN_DRAFTS = 5.0, 300.0
+"""The first credit where so many drafts of this kind of text are known: what is expected of a text
+is then worth more, and a short credit cuts drafts that pay."""
+
 MOST_CREDIT = 20.0
 """What drafting has won may be lost again, so far: a hard passage in easy text then ends with
 probes that are frequent enough to notice its end."""
@@ -95,6 +99,7 @@ OWN_SOURCES = ("drafter", "none")
 """Who drafted where this policy decided; what came of a text says nothing about the drafter."""
 
 ALL_KEPT = (1.0,) * MAX_POSITIONS
+ALL_RIGHT = (1.0,) * (MAX_POSITIONS + 1)
 
 
 class Forecast(NamedTuple):
@@ -173,7 +178,7 @@ class AdaptiveDraftLength:
         self.costs = costs
         self.profiles = profiles
         self.limit = min(limit, MAX_POSITIONS)
-        self.credit = FIRST_CREDIT
+        self.credit = self._first_credit = FIRST_CREDIT
         self._slowness = 1.0
         self._kind: str | None = None
         self._models: dict[str, AcceptanceModel] = {}
@@ -254,13 +259,16 @@ class AdaptiveDraftLength:
             self._models[kind] = AcceptanceModel(self.profiles.of(kind))
             self._probing.num_parked += min(NEW_TEXT, self._probing.interval // 2)
         self._model = self._models[kind]
+        if self._model.profile.counts[0] >= KNOWN_DRAFTS and self._first_credit < KNOWN_CREDIT:
+            self.credit += KNOWN_CREDIT - self._first_credit
+            self._first_credit = KNOWN_CREDIT
 
     def _decide(self, best: Forecast | None, room: int, outlook: Outlook) -> DraftPlan:
         """Take the best length, None measures plain decoding, if what it may lose can be paid."""
         if best is None:
             return self._decided(outlook.plain(), outlook)
         if best.length == 0 and room:
-            return self._parked(outlook)
+            return self._parked(room, outlook)
         model, survivals = self._model, self._survivals
         length = self._affordable(best.length, outlook)
         if length < best.length:
@@ -333,7 +341,7 @@ class AdaptiveDraftLength:
             return is_doubted and not self.costs.has_seen_plain(context_length, num_sequences)
         return age >= REFRESH_LAST or age * REFRESH_SHARE > 1.0 - plain_rate / rate
 
-    def _parked(self, outlook: Outlook) -> DraftPlan:
+    def _parked(self, room: int, outlook: Outlook) -> DraftPlan:
         """Nothing is drafted, but for one token to see whether the text has changed, if that is
         due. As a rule only a token of some promise is verified: to look at its margin costs but a
         step of the drafter."""
@@ -343,7 +351,7 @@ class AdaptiveDraftLength:
             row_s = outlook.curve.passes[1] - outlook.curve.passes[0]
             loss -= outlook.rate * (1.0 - self._model.kept[0]) * row_s
         loss = max(loss, self._probing.loss)
-        num_quiet = self._rounds_to_probe(loss)
+        num_quiet = self._rounds_to_probe(loss, room, outlook)
         if num_quiet:
             plan, is_usual = outlook.plain(), self.costs.is_known
             return self._decided(plan, outlook, is_usual=is_usual, num_quiet=num_quiet)
@@ -366,10 +374,14 @@ class AdaptiveDraftLength:
             1, self._survivals, model.kept, outlook.curve, rate, model.profile.curve
         )
 
-    def _rounds_to_probe(self, loss: float) -> int:
-        """In how many rounds the next probe is due, and can be paid: it costs so many tokens."""
-        share = PROBE_SHARE + EARNED_SHARE * max(0.0, self.credit - FIRST_CREDIT)
-        interval = min(self._probing.interval, max(PROBE_FIRST, loss / share))
+    def _rounds_to_probe(self, loss: float, room: int, outlook: Outlook) -> int:
+        """In how many rounds the next probe is due, and can be paid: it costs so many tokens. Where
+        even drafts that are always right would not pay, it can only show that the machine has
+        changed."""
+        may_pay = best_length(ALL_RIGHT, ALL_KEPT, outlook.curve, room, outlook.others).length > 0
+        share = PROBE_SHARE + EARNED_SHARE * max(0.0, self.credit - self._first_credit)
+        interval = self._probing.interval if may_pay else PROBE_LAST
+        interval = min(interval, max(PROBE_FIRST, loss / share))
         lacking = (loss / STAKE - self.credit) / CREDIT_RATE
         return max(0, ceil(lacking), ceil(interval) - 1 - self._probing.num_parked)
 
@@ -404,8 +416,8 @@ class AdaptiveDraftLength:
         self._probing.num_parked += num_rounds
 
     def _grow_credit(self, num_tokens: int) -> None:
-        if self.credit < FIRST_CREDIT:
-            self.credit = min(FIRST_CREDIT, self.credit + CREDIT_RATE * num_tokens)
+        if self.credit < self._first_credit:
+            self.credit = min(self._first_credit, self.credit + CREDIT_RATE * num_tokens)
 
     def _observe_cost(self, cost: RoundCost, num_rounds: int) -> None:
         drafted = cost.num_draft_steps > 0
@@ -437,6 +449,17 @@ class AdaptiveDraftLength:
         longer = min(PROBE_LAST, max(PROBE_FIRST, 2 * probing.interval))
         probing.interval = 1 if was_right else longer
 
+    def _tokens_missed(self, cost: RoundCost, outlook: Outlook) -> float:
+        """Tokens that plain decoding would have made in what the round took longer than its."""
+        return outlook.rate * ((cost.draft_s + cost.verify_s) / self.costs.load - outlook.pass_s)
+
+    def won_by(self, outcome: RoundOutcome) -> float:
+        """Tokens that a round of this sequence alone has won on plain decoding in the same time,
+        as the last decision knew it; negative where it has lost."""
+        assert self.decision is not None
+        missed = self._tokens_missed(outcome.cost, self.decision.outlook)
+        return outcome.num_accepted_tokens - missed
+
     def _charge(self, outcome: RoundOutcome, outlook: Outlook) -> float:
         """Take from the credit what the draft cost more than plain decoding, in tokens, and add
         what it won. A clock's hiccup is not charged: at most twice what is known, and a round.
@@ -445,8 +468,7 @@ class AdaptiveDraftLength:
             What was taken.
         """
         cost, curve, load = outcome.cost, outlook.curve, self.costs.load
-        extra = outlook.rate * ((cost.draft_s + cost.verify_s) / load - outlook.pass_s)
-        extra *= outcome.num_draft_steps / cost.num_draft_steps
+        extra = self._tokens_missed(cost, outlook) * outcome.num_draft_steps / cost.num_draft_steps
         foreseen = outlook.loss(outcome.num_draft_tokens)
         known_s = cost.num_drafts * curve.draft_fixed + cost.num_draft_steps * curve.draft_step
         slowness = cost.draft_s / (known_s * load) if known_s > 0.0 else 1.0

@@ -48,10 +48,12 @@ UNKNOWN_OVERHEAD = 0.01
 NUM_RECENT = 5
 """Two hiccups in five samples leave the median alone."""
 
-RECENT_PASSES, RECENT_OWN = 8, 3
+RECENT_PASSES, FEWEST_PASSES = 8, 3
 ESTABLISHED, LEAST_LOAD = 16, 1.3
-"""After 16 samples a cell is believed, and what differs from it by so much is taken for
-load."""
+"""After 16 samples a cell is believed, and what differs from it by so much is taken for load."""
+
+LASTING_S = 10.0
+"""Seconds of passes after which a load is the machine as it is now."""
 
 TRUST_GROWS = (4, 8, ESTABLISHED)
 """With so many samples a cell is believed more than before, even if they say the same."""
@@ -65,6 +67,14 @@ TRUSTED_PASSES = 3
 OUTDATED, LONG_AGO = 0.9, 1 << 20
 """A plain pass that takes less than this share of what is known of it was not measured in time: it
 counts as if that had been so many rounds ago, so that the next one follows at once."""
+
+COLD = 2.5
+"""A round after one of another kind finds the processor's caches cold, which may make it so many
+times as slow. What is slower still is not slow for that reason alone, and is learned."""
+
+SHORT_S, SHORT_EVERY = 0.002, 4
+"""Of passes shorter than this, and of established shape, one in four is learned from: to learn
+takes as long as a quarter of a pass of 0.2 ms, whose processor caches hold none of this."""
 
 OVERHEAD_EVERY = 4
 """Overhead is a small part of a round: one sample in four tells it well enough."""
@@ -118,6 +128,10 @@ class Cell:
             step = LEAST_RATE * max(-most, min(most, step))
         self.seconds += step
 
+    def scale(self, factor: float) -> None:
+        self.seconds *= factor
+        self.recent = [seconds * factor for seconds in self.recent]
+
 
 class Line:
     """Seconds of something that has a fixed part for each of `times` and a slope for each of `n`.
@@ -147,12 +161,13 @@ class Line:
             del recent[0]
         usual = usual_of(recent)
         if not 1 / JUMP < usual < JUMP:
-            self._scale(usual)
+            self.scale(usual)
             expected, usual = expected * usual, 1.0
         self._fit(times, n, expected, max(usual / 2, min(usual * 2, recent[-1])))
 
-    def _scale(self, factor: float) -> None:
+    def scale(self, factor: float) -> None:
         """All of it costs so many times what it did: past samples count as if they had too."""
+        self.fixed, self.slope = self.fixed * factor, self.slope * factor
         self._start = (self._start[0] * factor, self._start[1] * factor)
         self._recent = [ratio / factor for ratio in self._recent]
 
@@ -258,13 +273,20 @@ class Bucket:
     def observe(self, rows: int, seconds: float, is_steady: bool) -> bool:
         """Learn from a pass; whether what is known of passes has changed enough to tell."""
         cell = self.cell(rows)
-        if not is_steady and seconds > cell.seconds:
+        if not is_steady and cell.seconds < seconds < COLD * cell.seconds:
             return False
         cell.observe(seconds)
         if not moved(cell, PUBLISHED * cell.seconds) and cell.count not in TRUST_GROWS:
             return False
         self._scaled = None
         return True
+
+    def scale(self, factor: float) -> None:
+        """All that was measured takes so many times as long now."""
+        for cell in self.cells.values():
+            cell.scale(factor)
+        self.draft.scale(factor)
+        self._scaled = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -297,8 +319,10 @@ class CostModel:
     Shared by all sequences of an engine, and worth keeping for the next start.
 
     `load` is how much longer than usual passes of all shapes take at present, because of what else
-    runs on the machine. Costs are learned, and told, without it: it changes no decision, and a
-    shape that happened to run under load only must not look dear beside one that did not.
+    runs on the machine. Costs are told without it: it changes no decision. Nor are they learned
+    under it: a shape that happened to run then must not look dear beside one that did not. To learn
+    what is left without the load would not do, for an error would confirm itself: half the cost and
+    twice the load explain each pass as well.
 
     Args:
         passes: seconds by rows, measured on this machine; none if there was no calibration.
@@ -315,9 +339,10 @@ class CostModel:
         self.is_known = bool(passes)  # enough to compare draft lengths
         self.has_drafted = False
         self.load = 1.0
+        self._loaded_s = 0.0
         self._recent: list[tuple[int, float]] = []
         self._first: list[float] = []
-        self._version = self._rounds = 0
+        self._version = self._rounds = self._learned = 0
         self._last: RoundCost | None = None
         self._buckets: dict[tuple[int, int], Bucket] = {}
         self._curves: dict[tuple[int, int, int], Curve] = {}
@@ -405,22 +430,32 @@ class CostModel:
         is_plain = cost.num_rows == cost.num_sequences
         bucket.has_seen_plain |= is_plain
         bucket.since_plain = 0 if is_plain else bucket.since_plain + num_rounds
+        self._rounds += 1
+        if self._rounds % SHORT_EVERY and self._is_short(bucket.cells.get(cost.num_rows)):
+            return
         changed = False
         if is_usable(cost.verify_s):
             cell = bucket.cell(cost.num_rows)
             if is_plain and cost.verify_s < OUTDATED * cell.seconds * self.load:
                 bucket.since_plain = LONG_AGO
-            if is_steady and cell.count >= ESTABLISHED:
+            if is_steady and (self.load != 1.0 or cell.count >= ESTABLISHED):
                 self._follow_load(cost.num_rows, cost.verify_s / cell.seconds)
-            changed = bucket.observe(cost.num_rows, cost.verify_s / self.load, is_steady)
-        if cost.num_draft_steps and is_usable(cost.draft_s):
-            self.has_drafted = True
-            changed |= self._observe_draft(bucket, cost, is_steady)
-        self._rounds += 1
-        if self._rounds % OVERHEAD_EVERY == 0 and is_usable(cost.overhead_s):
-            self._overhead.observe(1, cost.num_tokens, cost.overhead_s / self.load)
-            changed |= moved(self._overhead, PUBLISHED * cost.verify_s / self.load)
+            changed = self._settle(num_rounds * cost.verify_s)
+            if self.load == 1.0:
+                changed |= bucket.observe(cost.num_rows, cost.verify_s, is_steady)
+        self.has_drafted |= cost.num_draft_steps > 0
+        if self.load == 1.0:
+            changed |= self._observe_rest(bucket, cost, is_steady)
         self._version += changed
+
+    def _is_short(self, cell: Cell | None) -> bool:
+        """Whether passes of this shape are short, and well known."""
+        return (
+            cell is not None
+            and cell.count >= ESTABLISHED
+            and cell.seconds < SHORT_S
+            and self.load == 1.0
+        )
 
     def _follow_load(self, rows: int, ratio: float) -> None:
         """A pass took so many times what is known of its shape: is it the shape, or the machine?
@@ -429,18 +464,39 @@ class CostModel:
         recent.append((rows, ratio))
         if len(recent) > RECENT_PASSES:
             del recent[0]
-        own = [ratio for other, ratio in recent if other == rows][-RECENT_OWN:]
+        own = [ratio for other, ratio in recent if other == rows]
         others = [ratio for other, ratio in recent if other != rows]
-        load = usual_of(own)
+        last = own if len(own) >= FEWEST_PASSES else [ratio for _, ratio in recent]
+        load = usual_of(last[-FEWEST_PASSES:]) if len(last) >= FEWEST_PASSES else 1.0
         if others:
             load = min(load, usual_of(others), key=lambda ratio: abs(math.log(ratio)))
         self.load = 1.0 if 1 / LEAST_LOAD < load < LEAST_LOAD else load
 
-    def _observe_draft(self, bucket: Bucket, cost: RoundCost, is_steady: bool) -> bool:
-        line, seconds = bucket.draft, cost.draft_s / self.load
-        if is_steady or seconds < line.seconds(cost.num_drafts, cost.num_draft_steps):
-            line.observe(cost.num_drafts, cost.num_draft_steps, seconds)
-        return moved(line, PUBLISHED * cost.verify_s / self.load)
+    def _settle(self, seconds: float) -> bool:
+        """A load of so many seconds more; whether it has lasted, and all costs have grown by it."""
+        self._loaded_s = 0.0 if self.load == 1.0 else self._loaded_s + seconds
+        if self._loaded_s < LASTING_S:
+            return False
+        for bucket in self._buckets.values():
+            bucket.scale(self.load)
+        self._recent.clear()
+        self.load, self._loaded_s = 1.0, 0.0
+        return True
+
+    def _observe_rest(self, bucket: Bucket, cost: RoundCost, is_steady: bool) -> bool:
+        """Learn from all but the pass; whether what is known of it has changed enough to tell."""
+        least, changed = PUBLISHED * cost.verify_s, False
+        if cost.num_draft_steps and is_usable(cost.draft_s):
+            line, seconds = bucket.draft, cost.draft_s
+            known = line.seconds(cost.num_drafts, cost.num_draft_steps)
+            if is_steady or not known < seconds < COLD * known:
+                line.observe(cost.num_drafts, cost.num_draft_steps, seconds)
+            changed = moved(line, least)
+        self._learned += 1
+        if self._learned % OVERHEAD_EVERY == 0 and is_usable(cost.overhead_s):
+            self._overhead.observe(1, cost.num_tokens, cost.overhead_s)
+            changed |= moved(self._overhead, least)
+        return changed
 
     def _learn_scale(self, cost: RoundCost) -> None:
         """Without a calibration: guess all costs from the first passes, whatever their shape."""
