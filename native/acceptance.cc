@@ -73,6 +73,27 @@ void check_all(const std::vector<Judgement>& judgements) {
   }
 }
 
+double centre_of(const Levels& weights) {
+  double centre = 0.0;
+  for (std::size_t l = 0; l < kNumLevels; ++l) centre += weights[l] * kLevels[l];
+  return centre;
+}
+
+// Each weight goes to the two levels nearest to where it belongs, so that the centre moves by
+// `offset` but for what would lie outside.
+Levels shifted(const Levels& weights, double offset) {
+  Levels moved{};
+  for (std::size_t l = 0; l < kNumLevels; ++l) {
+    const double level = std::clamp(kLevels[l] + offset, kLevels.front(), kLevels.back());
+    std::size_t next = 1;
+    while (next + 1 < kNumLevels && kLevels[next] < level) ++next;
+    const double share = (level - kLevels[next - 1]) / (kLevels[next] - kLevels[next - 1]);
+    moved[next] += weights[l] * share;
+    moved[next - 1] += weights[l] * (1.0 - share);
+  }
+  return moved;
+}
+
 // Of the level itself, and so much of another one.
 void mix(Levels& levels, const Levels& other, double share) {
   for (std::size_t l = 0; l < kNumLevels; ++l) levels[l] += share * (other[l] - levels[l]);
@@ -219,7 +240,17 @@ void Profile::learn(const Survivals& survivals, const std::vector<Judgement>& ju
   }
   if (num_new_ < std::min(kTabulateAfter, 4.0 + counts_[0] / 8.0)) return;
   move_knots();
+  recentre();
   tabulate();
+}
+
+// Easier text and larger offsets explain the same drafts. So that the two do not drift apart, the
+// average text is of level 0; sequences that are being written follow within a few drafts.
+void Profile::recentre() {
+  const double centre = centre_of(learned_);
+  if (std::abs(centre) <= kMostOffCentre) return;
+  learned_ = shifted(learned_, -centre);
+  for (double& knot : knots_) knot = clamp(knot + centre, kLargestOffset);
 }
 
 // Follow the errors since the last time.

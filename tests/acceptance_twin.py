@@ -29,6 +29,7 @@ GENERAL_PRIOR = np.exp(-0.5 * (LEVELS / 1.3) ** 2) + 0.05
 GENERAL_PRIOR /= GENERAL_PRIOR.sum()
 GENERAL_SHARE = 0.2
 PRIOR_RATE, PRIOR_EVERY = 0.02, 4
+MOST_OFF_CENTRE = 0.5
 HAZARD = 0.01
 TABULATE_AFTER = 32
 KEEP_RATE = 0.1
@@ -53,6 +54,16 @@ def before(judgement: Judgement, bounds: Sequence[float]) -> Judgement:
         if margin < bound:
             return Judgement(min(judgement.num_accepted, position), position)
     return judgement
+
+
+def shifted(weights: NDArray[np.float64], offset: float) -> NDArray[np.float64]:
+    """[L] Each weight at the two levels nearest to its own plus `offset`."""
+    places = np.interp(LEVELS + offset, LEVELS, np.arange(len(LEVELS)))
+    lower = np.minimum(places.astype(int), len(LEVELS) - 2)
+    moved = np.zeros_like(weights)
+    np.add.at(moved, lower, weights * (1.0 - (places - lower)))
+    np.add.at(moved, lower + 1, weights * (places - lower))
+    return moved
 
 
 def _share_matrix() -> NDArray[np.float64]:
@@ -172,6 +183,7 @@ class Profile:
             self._learned = self._learned + PRIOR_RATE * (weights - self._learned)
         if self._new >= min(TABULATE_AFTER, 4 + self.counts[0] / 8.0):
             self._move_knots()
+            self._recentre()
             self._tabulate()
 
     def likelihood(self, judgements: Sequence[Judgement]) -> NDArray[np.float64]:
@@ -196,6 +208,13 @@ class Profile:
             rate = OFFSET_RATE + (1.0 - OFFSET_RATE) / (1.0 + (count + weight) / OFFSET_WARMUP)
             moved = self.knots[knot] + clamp(rate * error, LARGEST_MOVE)
             self.knots[knot] = clamp(moved, LARGEST_OFFSET)
+
+    def _recentre(self) -> None:
+        centre = float(self._learned @ LEVELS)
+        if abs(centre) <= MOST_OFF_CENTRE:
+            return
+        self._learned = shifted(self._learned, -centre)
+        self.knots = [clamp(knot + centre, LARGEST_OFFSET) for knot in self.knots]
 
     def _tabulate(self) -> None:
         self._new = 0

@@ -36,7 +36,7 @@ from paceline.speculative.controller import (
 )
 from paceline.speculative.costs import CostModel
 from paceline.speculative.earlier import EarlierAnswers, answers_file
-from paceline.speculative.learned import Learned, LearnedFile
+from paceline.speculative.learned import Learned, LearnedFile, profiles_file, read_profiles
 from paceline.speculative.round import run_round, settle
 from paceline.speculative.sources import TextSources
 from paceline.speculative.suffix import MAX_PROPOSAL
@@ -124,7 +124,7 @@ class Engine:
     Args:
         pair: target, drafter or None, tokenizer and the model's own sampling defaults.
         kept_caches: KV caches of finished sequences that are kept for the next turn.
-        learned: what is known of this machine's costs and of acceptance; None learns from nothing.
+        learned: what is known of this machine's costs and of acceptance; None knows nothing.
         earlier: the user's earlier answers, to draft from and to add to; None keeps none.
         on_round: is told of each sequence's part of each round.
     """
@@ -186,7 +186,9 @@ class Engine:
         pair = load_pair(
             target, drafter, runtime=runtime, dtype=dtype, threads=threads, progress=progress
         )
-        engine = cls(pair)
+        path = pair.drafter_path
+        profiles = None if path is None else read_profiles(profiles_file(path))
+        engine = cls(pair, learned=Learned(profiles=profiles))
         if cache_folder is not None:
             engine._use_cache(Path(cache_folder), learns, remembers)
         return engine

@@ -89,6 +89,7 @@ class LoadedPair:
         dtype: in which they run; in the native runtime that of most of the target's weights.
         threads: processor threads that they run on.
         empty_thought: the model's template opens plain answers with an empty thought channel.
+        drafter_path: the drafter's folder or file.
     """
 
     target: Target
@@ -104,6 +105,7 @@ class LoadedPair:
     dtype: str = "float32"
     threads: int = 1
     empty_thought: bool = False
+    drafter_path: Path | None = None
 
 
 def load_pair(
@@ -167,6 +169,7 @@ def load_pair(
         dtype=models.dtype,
         threads=models.threads,
         empty_thought=opens_empty_thought(opened.chat_template),
+        drafter_path=opened_drafter.path if opened_drafter else None,
     )
 
 

@@ -42,6 +42,8 @@ constexpr double kGeneralShare = 0.2;
 // The levels of a kind of text are an average over its last 200 rounds: several answers.
 constexpr double kPriorRate = 0.02;
 constexpr std::int64_t kPriorEvery = 4;
+// Once their centre is farther from 0 than this, they are moved back, and the offsets with them.
+constexpr double kMostOffCentre = 0.5;
 // Chance that the text changes between two drafts. Higher values find a change sooner and are less
 // sure of a text that stays; an expected acceptance can never fall below this, and where rows are
 // nearly free, so little acceptance pays.
@@ -141,6 +143,7 @@ class Profile {
 
  private:
   void move_knots();
+  void recentre();
   void tabulate();
 
   std::array<Levels, kMaxTokens + 1> survivals_;

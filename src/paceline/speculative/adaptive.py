@@ -150,7 +150,7 @@ class Decision(NamedTuple):
     Args:
         survivals: see `AcceptanceModel.survivals`.
         bounds: margins below which a token would be held back; the plan may ask for whole drafts.
-        is_usual: no probe, and not there to measure or to learn from.
+        is_usual: no probe, not there to measure or to learn from, and not the first of an engine.
         num_quiet: rounds before the next probe, where the drafter is parked.
     """
 
@@ -289,7 +289,7 @@ class AdaptiveDraftLength:
         )
         if self._explores():
             return self._decided(self._longer(plan, room, outlook), outlook)
-        return self._decided(plan, outlook, is_usual=True)
+        return self._decided(plan, outlook, is_usual=self.costs.has_drafted)
 
     def _decided(
         self,

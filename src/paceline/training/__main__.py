@@ -14,14 +14,17 @@ from typing import Annotated, Any
 
 import typer
 
+from paceline.cli.progress import LateBar
 from paceline.engine import Engine
-from paceline.errors import PacelineError
+from paceline.errors import ConfigError, PacelineError
 from paceline.runtime.torch.models import TargetModel
+from paceline.speculative.learned import profiles_file, write_profiles
 from paceline.tokenizer import Tokenizer
 from paceline.training.corpus import Document, read_corpus
 from paceline.training.drafter import DrafterRun, train_drafter
 from paceline.training.evaluate import evaluate, held_out_prompts
 from paceline.training.export import export_drafter, export_target, read_run_state
+from paceline.training.profile import learn_profiles
 from paceline.training.streams import build_streams
 from paceline.training.target import SHIPPED_TARGET, TargetRun, train_target
 from paceline.training.vocabulary import save_vocabulary, train_vocabulary
@@ -102,6 +105,33 @@ def evaluate_pair(
         drafter.position = position.value  # both runtimes' drafters have one
     prompts = held_out_prompts(read_corpus(corpus), per_kind)
     typer.echo(json.dumps(evaluate(engine, prompts, draft), indent=1))
+
+
+@app.command()
+def profile(
+    target: Annotated[
+        Path | None, typer.Argument(help="Folder or file; default: the one that ships.")
+    ] = None,
+    drafter: Annotated[
+        Path | None, typer.Option(help="Folder or file; default: the one that lies with it.")
+    ] = None,
+    corpus: Corpus = DEFAULT_CORPUS,
+    per_kind: Annotated[int, typer.Option(min=1, help="Held-out prompts of each kind.")] = 40,
+) -> None:
+    """Learn how often drafts are taken, on held-out prompts, and write it beside the drafter.
+
+    New engines then know from their first draft on what it is worth. Depends on the pair and the
+    prompts, not on the machine.
+    """
+    engine = Engine.load(target, drafter or "auto")
+    if engine.pair.drafter_path is None:
+        raise ConfigError("no drafter lies with this target: name one with --drafter.")
+    path = profiles_file(engine.pair.drafter_path)
+    prompts = held_out_prompts(read_corpus(corpus), per_kind)
+    with LateBar("learning") as bar:
+        profiles = learn_profiles(engine, prompts, bar)
+    write_profiles(path, profiles)
+    typer.echo(f"wrote {path}")
 
 
 def main() -> None:
