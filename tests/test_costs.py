@@ -180,13 +180,21 @@ def test_a_cell_follows_a_machine_that_has_slowed_down():
 
 
 @pytest.mark.parametrize("hiccup", [0.001, 0.15, 30.0])
-def test_a_new_cell_believes_three_samples_not_two(hiccup):
+def test_a_new_cell_believes_four_slow_samples_not_three(hiccup):
     cell = Cell(0.05)
-    for _ in range(2):
+    for _ in range(3):
         cell.observe(hiccup)
     assert cell.seconds == 0.05 or hiccup < 0.05  # what is too fast cannot be noise
     cell.observe(hiccup)
     assert cell.seconds == pytest.approx(hiccup)
+
+
+def test_three_slow_samples_in_five_leave_a_cell_alone():
+    """Plain decoding is seldom run: what else ran then must not make it look slow."""
+    generator, cell = random.Random(4), Cell(0.05)
+    for _ in range(200):
+        cell.observe(0.05 * (generator.uniform(1.2, 3.0) if generator.random() < 0.4 else 1.0))
+    assert cell.seconds < 1.1 * 0.05
 
 
 def test_of_cells_that_contradict_each_other_the_faster_is_right():
@@ -267,7 +275,7 @@ def test_a_plain_pass_much_faster_than_known_is_measured_again_at_once():
         observe(model, ROUND._replace(verify_s=fast))
         asked += 1
         assert asked < 20
-    assert asked > 2
+    assert asked >= 2
     assert model.curve(100).passes[0] < 1.3 * fast
     observe(model, ROUND._replace(verify_s=3 * fast))  # a hiccup asks for nothing
     assert model.rounds_since_plain(100) == 0

@@ -1,8 +1,8 @@
 """What a pass, a draft and the rest of a round cost on this machine, learned while rounds run.
 
 Every pass feeds the cell of its own shape: rows, context length and sequences by powers of two.
-Cells are medians that move in small steps, so that a hiccup moves nothing; what was not measured
-is the nearest measured shape, scaled. Knows no tokens, and no clock: it is told seconds.
+Cells move in small steps to what passes take undisturbed, so that a hiccup moves nothing; what was
+not measured is the nearest measured shape, scaled. Knows no tokens, and no clock: it is told seconds.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ UNKNOWN_DRAFT = (0.02, 0.05)
 UNKNOWN_OVERHEAD = 0.01
 
 NUM_RECENT = 5
-"""Two hiccups in five samples leave the median alone."""
+"""Samples that are remembered: two hiccups among them leave the median alone."""
 
 RECENT_PASSES, FEWEST_PASSES = 8, 3
 ESTABLISHED, LEAST_LOAD = 16, 1.3
@@ -79,6 +79,13 @@ takes as long as a quarter of a pass of 0.2 ms, whose processor caches hold none
 OVERHEAD_EVERY = 4
 """Overhead is a small part of a round: one sample in four tells it well enough."""
 
+DECIDING_MEMORY, MOST_DECIDING_S = 0.98, 0.0003
+"""To decide and to learn takes long in few rounds and nothing in most: their mean counts, in which
+what took longer than this was something else."""
+
+KEPT_DECIDED = 50
+"""Rounds that what was kept of it counts for: as many as it remembers."""
+
 JUMP = 1.5
 """A line is scaled as a whole where the median of recent samples is so many times what it says."""
 
@@ -92,8 +99,8 @@ as long as deciding, and less changes no decision."""
 
 USUAL_STEPS = 4
 
-FORMAT = 2
-FIELDS = ("format", "known", "seed", "draft", "overhead", "buckets")
+FORMAT = 3
+FIELDS = ("format", "known", "seed", "draft", "overhead", "deciding", "buckets")
 BUCKET_FIELDS = ("key", "parent", "draft", "cells")
 
 
@@ -103,7 +110,8 @@ BUCKET_FIELDS = ("key", "parent", "draft", "cells")
 class Cell:
     """Seconds of one shape of pass.
 
-    It follows the median of the last five, in small steps once it has seen as many.
+    It follows the second lowest of the last five, in small steps once it has seen as many: what
+    else runs only ever adds time, and must not count for more in a shape that is seldom run.
 
     Args:
         seconds: expected before any was measured, worth two samples.
@@ -122,7 +130,7 @@ class Cell:
         if len(recent) > NUM_RECENT:
             del recent[0]
         self.count += 1
-        step = usual_of(recent) - self.seconds
+        step = undisturbed_of(recent) - self.seconds
         if self.count > NUM_RECENT:
             most = LARGEST_STEP * self.seconds
             step = LEAST_RATE * max(-most, min(most, step))
@@ -198,6 +206,7 @@ class Curve:
     Args:
         passes: entry n is the target's pass with n draft tokens.
         draft_fixed: what a draft costs however short it is.
+        deciding: what a round with a draft takes longer beside its draft and its pass.
     """
 
     passes: tuple[float, ...]
@@ -205,6 +214,7 @@ class Curve:
     draft_step: float
     overhead: float
     version: int
+    deciding: float = 0.0
 
     @property
     def plain(self) -> float:
@@ -360,6 +370,8 @@ class CostModel:
         self._draft = draft or (UNKNOWN_DRAFT[0] * one_row, UNKNOWN_DRAFT[1] * one_row)
         fixed = UNKNOWN_OVERHEAD * one_row if overhead is None else overhead
         self._overhead = Line(fixed, 0.5 * fixed)
+        self._deciding = self._published_deciding = 0.0
+        self._num_decided = 0
 
     # --- Asking ---------------------------------------------------------------------------------
 
@@ -383,6 +395,7 @@ class CostModel:
             draft_step=bucket.draft.slope,
             overhead=self._overhead.fixed,
             version=self._version,
+            deciding=self._deciding,
         )
 
     def rounds_since_plain(self, context_length: int, num_sequences: int = 1) -> int:
@@ -417,7 +430,8 @@ class CostModel:
 
         Args:
             is_steady: it followed another one that had drafts too, or none too. One that did not
-                may be slow for that reason alone: the processor's caches held something else.
+                may be slow for that reason alone: the processor's caches held something else. So
+                may the pass of a round whose drafts were all held back.
             num_rounds: of its kind that it stands for.
         """
         if cost is self._last:
@@ -427,7 +441,7 @@ class CostModel:
             self._learn_scale(cost)
             return
         bucket = self._bucket(cost.context_length.bit_length(), cost.num_sequences)
-        is_plain = cost.num_rows == cost.num_sequences
+        is_plain = cost.num_rows == cost.num_sequences and not cost.num_draft_steps
         bucket.has_seen_plain |= is_plain
         bucket.since_plain = 0 if is_plain else bucket.since_plain + num_rounds
         self._rounds += 1
@@ -438,15 +452,26 @@ class CostModel:
             cell = bucket.cell(cost.num_rows)
             if is_plain and cost.verify_s < OUTDATED * cell.seconds * self.load:
                 bucket.since_plain = LONG_AGO
-            if is_steady and (self.load != 1.0 or cell.count >= ESTABLISHED):
+            is_usual = is_steady and (is_plain or cost.num_rows > cost.num_sequences)
+            if is_usual and (self.load != 1.0 or cell.count >= ESTABLISHED):
                 self._follow_load(cost.num_rows, cost.verify_s / cell.seconds)
             changed = self._settle(num_rounds * cost.verify_s)
             if self.load == 1.0:
-                changed |= bucket.observe(cost.num_rows, cost.verify_s, is_steady)
+                changed |= bucket.observe(cost.num_rows, cost.verify_s, is_usual)
         self.has_drafted |= cost.num_draft_steps > 0
         if self.load == 1.0:
             changed |= self._observe_rest(bucket, cost, is_steady)
         self._version += changed
+
+    def observe_deciding(self, seconds: float, num_sequences: int) -> None:
+        """A round with so many drafted sequences took that long beside its drafts and its pass."""
+        extra = (seconds / self.load - self._overhead.fixed) / num_sequences
+        self._num_decided += 1
+        rate = max(1.0 - DECIDING_MEMORY, 1.0 / self._num_decided)
+        self._deciding += rate * (min(max(extra, 0.0), MOST_DECIDING_S) - self._deciding)
+        if abs(self._deciding - self._published_deciding) > 0.1 * self._published_deciding + 1e-6:
+            self._published_deciding = self._deciding
+            self._version += 1
 
     def _is_short(self, cell: Cell | None) -> bool:
         """Whether passes of this shape are short, and well known."""
@@ -522,6 +547,7 @@ class CostModel:
             "seed": [list(point) for point in self._seed.points],
             "draft": list(self._draft),
             "overhead": [self._overhead.fixed, self._overhead.slope],
+            "deciding": self._deciding,
             "buckets": [
                 bucket.to_dict() | {"key": list(key), "parent": places.get(bucket.parent, -1)}
                 for key, bucket in self._buckets.items()
@@ -542,6 +568,8 @@ class CostModel:
         check_points(points)
         model.is_known = flag_of(kept["known"], "known")
         model._overhead = Line(*line_of(kept["overhead"], "overhead"))
+        model._deciding = number_of(kept["deciding"], "deciding", 0.0, MOST_DECIDING_S)
+        model._num_decided = KEPT_DECIDED
         for bucket in list_of(kept["buckets"], "buckets", MAX_BUCKETS):
             model._add_kept(fields_of(bucket, BUCKET_FIELDS, "a bucket"))
         return model
@@ -573,6 +601,11 @@ def is_usable(seconds: float) -> bool:
 def usual_of(samples: Sequence[float]) -> float:
     """The median, the lower one of two."""
     return sorted(samples)[(len(samples) - 1) // 2]
+
+
+def undisturbed_of(samples: Sequence[float]) -> float:
+    """The second lowest of five, the lowest of fewer."""
+    return sorted(samples)[len(samples) // NUM_RECENT]
 
 
 def moved(learned: Cell | Line, least: float) -> bool:
