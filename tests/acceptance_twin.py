@@ -315,7 +315,7 @@ def best_length(
     """
     passes, step = curve.passes, curve.draft_step
     best_k, best_tokens, best_seconds = 0, LEAST_GAIN * (1.0 + others), curve.plain
-    tokens, seconds = 1.0 + others, curve.plain + curve.draft_fixed + curve.deciding
+    tokens, seconds = 1.0 + others, curve.plain + curve.draft_fixed
     reached = 1.0
     before = passes[0]
     for k in range(1, room + 1):

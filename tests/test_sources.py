@@ -174,7 +174,6 @@ class Curve:
 
     cheap: int = 1000
     draft_fixed: float = 0.02
-    deciding: float = 0.0
     draft_step: float = 0.05
     overhead: float = 0.01
 

@@ -137,7 +137,7 @@ class Outlook(NamedTuple):
     def loss(self, length: int, slowness: float = 1.0) -> float:
         """Tokens that plain decoding makes in the time of a draft, should all of it be wrong."""
         curve = self.curve
-        draft_s = slowness * (curve.draft_fixed + length * curve.draft_step) + curve.deciding
+        draft_s = slowness * (curve.draft_fixed + length * curve.draft_step)
         return self.rate * (draft_s + curve.passes[length] - curve.passes[0])
 
     def plain(self) -> DraftPlan:
@@ -501,7 +501,7 @@ def best_length(
             curve.passes,
             curve.draft_step,
             curve.plain,
-            curve.draft_fixed + curve.deciding,
+            curve.draft_fixed,
             room,
             others,
         )
@@ -532,13 +532,12 @@ def shared_lengths(
             gains.append((-reached * survivals[k], index, k))
     gains.sort()
     passes, before = curve.passes, curve.passes[fixed_rows]
-    first = curve.draft_fixed + curve.deciding
     tokens = float(num_sequences)
     seconds = curve.plain + before - passes[0]
     best, best_count = LEAST_GAIN * tokens / seconds, 0
     for count, (gain, _, k) in enumerate(gains, 1):
         after = passes[fixed_rows + count]
-        seconds += curve.draft_step + after - before + (first if k == 1 else 0.0)
+        seconds += curve.draft_step + after - before + (curve.draft_fixed if k == 1 else 0.0)
         before = after
         tokens -= gain
         if tokens > best * seconds:
@@ -557,8 +556,7 @@ def _forecasts(
     for gain, index, _ in taken:
         lengths[index] += 1
         tokens[index] -= gain
-    drafts = (curve.draft_fixed + curve.deciding) * sum(map(bool, lengths))
-    drafts += curve.draft_step * len(taken)
+    drafts = curve.draft_fixed * sum(map(bool, lengths)) + curve.draft_step * len(taken)
     seconds = curve.passes[fixed_rows + len(taken)] + curve.overhead + drafts
     rate = (sum(tokens) + num_sequences - num_members) / seconds
     return [

@@ -79,13 +79,6 @@ takes as long as a quarter of a pass of 0.2 ms, whose processor caches hold none
 OVERHEAD_EVERY = 4
 """Overhead is a small part of a round: one sample in four tells it well enough."""
 
-DECIDING_MEMORY, MOST_DECIDING_S = 0.98, 0.0003
-"""To decide and to learn takes long in few rounds and nothing in most: their mean counts, in which
-what took longer than this was something else."""
-
-KEPT_DECIDED = 50
-"""Rounds that what was kept of it counts for: as many as it remembers."""
-
 JUMP = 1.5
 """A line is scaled as a whole where the median of recent samples is so many times what it says."""
 
@@ -99,8 +92,8 @@ as long as deciding, and less changes no decision."""
 
 USUAL_STEPS = 4
 
-FORMAT = 3
-FIELDS = ("format", "known", "seed", "draft", "overhead", "deciding", "buckets")
+FORMAT = 2
+FIELDS = ("format", "known", "seed", "draft", "overhead", "buckets")
 BUCKET_FIELDS = ("key", "parent", "draft", "cells")
 
 
@@ -206,7 +199,6 @@ class Curve:
     Args:
         passes: entry n is the target's pass with n draft tokens.
         draft_fixed: what a draft costs however short it is.
-        deciding: what a round with a draft takes longer beside its draft and its pass.
     """
 
     passes: tuple[float, ...]
@@ -214,7 +206,6 @@ class Curve:
     draft_step: float
     overhead: float
     version: int
-    deciding: float = 0.0
 
     @property
     def plain(self) -> float:
@@ -370,8 +361,6 @@ class CostModel:
         self._draft = draft or (UNKNOWN_DRAFT[0] * one_row, UNKNOWN_DRAFT[1] * one_row)
         fixed = UNKNOWN_OVERHEAD * one_row if overhead is None else overhead
         self._overhead = Line(fixed, 0.5 * fixed)
-        self._deciding = self._published_deciding = 0.0
-        self._num_decided = 0
 
     # --- Asking ---------------------------------------------------------------------------------
 
@@ -395,7 +384,6 @@ class CostModel:
             draft_step=bucket.draft.slope,
             overhead=self._overhead.fixed,
             version=self._version,
-            deciding=self._deciding,
         )
 
     def rounds_since_plain(self, context_length: int, num_sequences: int = 1) -> int:
@@ -462,16 +450,6 @@ class CostModel:
         if self.load == 1.0:
             changed |= self._observe_rest(bucket, cost, is_steady)
         self._version += changed
-
-    def observe_deciding(self, seconds: float, num_sequences: int) -> None:
-        """A round with so many drafted sequences took that long beside its drafts and its pass."""
-        extra = (seconds / self.load - self._overhead.fixed) / num_sequences
-        self._num_decided += 1
-        rate = max(1.0 - DECIDING_MEMORY, 1.0 / self._num_decided)
-        self._deciding += rate * (min(max(extra, 0.0), MOST_DECIDING_S) - self._deciding)
-        if abs(self._deciding - self._published_deciding) > 0.1 * self._published_deciding + 1e-6:
-            self._published_deciding = self._deciding
-            self._version += 1
 
     def _is_short(self, cell: Cell | None) -> bool:
         """Whether passes of this shape are short, and well known."""
@@ -547,7 +525,6 @@ class CostModel:
             "seed": [list(point) for point in self._seed.points],
             "draft": list(self._draft),
             "overhead": [self._overhead.fixed, self._overhead.slope],
-            "deciding": self._deciding,
             "buckets": [
                 bucket.to_dict() | {"key": list(key), "parent": places.get(bucket.parent, -1)}
                 for key, bucket in self._buckets.items()
@@ -568,8 +545,6 @@ class CostModel:
         check_points(points)
         model.is_known = flag_of(kept["known"], "known")
         model._overhead = Line(*line_of(kept["overhead"], "overhead"))
-        model._deciding = number_of(kept["deciding"], "deciding", 0.0, MOST_DECIDING_S)
-        model._num_decided = KEPT_DECIDED
         for bucket in list_of(kept["buckets"], "buckets", MAX_BUCKETS):
             model._add_kept(fields_of(bucket, BUCKET_FIELDS, "a bucket"))
         return model

@@ -106,8 +106,7 @@ def run_round(
     """Advance every sequence by at least one token, with one pass of the target for all.
 
     Args:
-        costs: what texts are weighed with, and what learns how long deciding takes where lengths
-            are chosen; without them only the drafter drafts.
+        costs: what texts are weighed with; without them only the drafter drafts.
 
     If it raises, every cache still holds what it held before; `truncate` to that length.
     """
@@ -125,13 +124,12 @@ def run_round(
     )
     verified = time.perf_counter()
     verdicts = []
-    num_rows = num_drafts = num_draft_steps = num_tokens = num_drafted = 0
+    num_rows = num_drafts = num_draft_steps = num_tokens = 0
     for sequence, draft, output in zip(sequences, drafts, outputs, strict=True):
         verdict = settle(sequence, draft.tokens, output)
         verdicts.append(verdict)
         num_rows += 1 + len(draft.tokens)
         num_drafts += draft.num_steps > 0
-        num_drafted += draft.num_steps > 0 or len(draft.tokens) > 0
         num_draft_steps += draft.num_steps
         num_tokens += len(verdict.token_ids)
     cost = RoundCost(
@@ -146,10 +144,7 @@ def run_round(
         overhead_s=time.perf_counter() - verified + planned - started,
     )
     told = zip(sequences, plans, texts, drafts, verdicts, strict=True)
-    outcomes = [_tell(*each, cost) for each in told]
-    if costs is not None and num_drafted and plans[0].expected_s is not None:
-        costs.observe_deciding(time.perf_counter() - verified + planned - started, num_drafted)
-    return outcomes
+    return [_tell(*each, cost) for each in told]
 
 
 def _tell(

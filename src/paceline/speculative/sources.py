@@ -62,17 +62,11 @@ class RoundCurve(Protocol):
     @property
     def overhead(self) -> float: ...
 
-    @property
-    def deciding(self) -> float: ...
-
 
 class RoundCosts(Protocol):
     def curve(
         self, context_length: int, num_sequences: int, max_draft_tokens: int
     ) -> RoundCurve: ...
-
-    def observe_deciding(self, seconds: float, num_sequences: int) -> None:
-        """What a round with so many drafts took beside them and its pass."""
 
 
 class TextSources:
@@ -183,14 +177,12 @@ class _Outlook:
         and at most `room` tokens."""
         rows = sum(self._rows) - self._rows[index]
         drafts_s = self._drafts_s([*self._steps[:index], *self._steps[index + 1 :]])
-        seconds = drafts_s + self._curve.deciding
         other_tokens = sum(self._tokens) - self._tokens[index]
-        return self._curve.passes[rows : rows + 1 + room], seconds, other_tokens
+        return self._curve.passes[rows : rows + 1 + room], drafts_s, other_tokens
 
     def _drafts_s(self, steps: Sequence[int]) -> float:
         curve, drafting = self._curve, sum(n > 0 for n in steps)
-        each = curve.draft_fixed + curve.deciding
-        return curve.overhead + each * drafting + curve.draft_step * sum(steps)
+        return curve.overhead + curve.draft_fixed * drafting + curve.draft_step * sum(steps)
 
     def take(self, index: int, draft: TextDraft) -> None:
         self._rows[index], self._steps[index] = len(draft.token_ids), 0
@@ -240,5 +232,4 @@ def _draft_alone(
     passes, overhead = curve.passes, curve.overhead
     plain, planned = 1 / (passes[0] + overhead), plan.expected_tokens / plan.expected_s
     best_rate = plain if plain > planned else planned
-    overhead += curve.deciding
     return source.draft(context.kind, passes[: 1 + context.text_room], overhead, 0.0, best_rate)
