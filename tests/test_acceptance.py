@@ -529,3 +529,25 @@ DAMAGE = {
 def test_damage_is_refused(name):
     with pytest.raises(ConfigError):
         Profiles.from_dict(DAMAGE[name](copy.deepcopy(taught().to_dict())))
+
+
+# --- Offsets and levels -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chance", [0.1, 0.5, 0.95])
+def test_offsets_and_levels_do_not_drift_apart(chance):
+    """Both explain the same drafts; the average text stays near level 0, however long it goes."""
+    profile = Profile()
+    for seed in range(60):
+        live(AcceptanceModel(profile), [chance] * 6, 60, seed)
+        assert abs(float(np.array(profile.levels) @ LEVELS)) < 0.8
+    first = AcceptanceModel(profile).survivals()[1]
+    assert first == pytest.approx(chance, abs=0.12)
+
+
+def test_moving_levels_moves_their_centre_and_keeps_their_sum():
+    levels = GENERAL_PRIOR
+    for offset in (-0.7, 0.3, 1.9):
+        moved = twin.shifted(levels, offset)
+        assert moved.sum() == pytest.approx(1.0)
+        assert float(moved @ LEVELS) == pytest.approx(float(levels @ LEVELS) + offset, abs=0.25)

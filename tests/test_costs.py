@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from paceline.errors import ConfigError
 from paceline.speculative.controller import RoundCost
 from paceline.speculative.costs import (
+    COLD,
     ESTABLISHED,
     LASTING_S,
     MAX_SECONDS,
@@ -386,8 +387,8 @@ def test_what_is_too_slow_for_cold_caches_is_learned_from_rounds_apart():
         observe(model, ROUND)
         model.observe(drafting(2, verify_s=0.25, draft_s=0.05), is_steady=False)
     after = model.curve(100)
-    assert after.draft_fixed + 2 * after.draft_step == pytest.approx(0.05, rel=0.1)
-    assert after.passes[2] > 3 * before.passes[2]
+    assert after.draft_fixed + 2 * after.draft_step > 0.95 * 0.05 / COLD
+    assert after.passes[2] > 1.2 * before.passes[2]
 
 
 def test_hiccups_of_a_first_shape_leave_no_load_behind():

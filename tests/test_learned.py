@@ -10,7 +10,14 @@ from paceline.engine import Engine
 from paceline.sampling import SamplingParams
 from paceline.speculative.controller import RoundCost
 from paceline.speculative.costs import CostModel
-from paceline.speculative.learned import MAX_FILE_BYTES, Learned, LearnedFile
+from paceline.speculative.learned import (
+    MAX_FILE_BYTES,
+    Learned,
+    LearnedFile,
+    profiles_file,
+    read_profiles,
+    write_profiles,
+)
 
 KEY = {"processor": "one", "threads": 2}
 
@@ -143,6 +150,66 @@ def test_a_folder_that_cannot_be_used_is_no_error(tmp_path):
     blocked.save(learned())
     assert blocked.load() is None
     assert {path.name for path in tmp_path.iterdir()} == {"file", blocked.path.name}
+
+
+# --- beside a drafter
+
+
+def test_profiles_lie_in_the_folder_or_beside_the_file(tmp_path):
+    assert profiles_file(tmp_path) == tmp_path / "acceptance.json"
+    file = tmp_path / "some-assistant.gguf"
+    assert profiles_file(file) == tmp_path / "some-assistant.acceptance.json"
+
+
+def test_profiles_are_read_as_they_were_written(tmp_path, caplog):
+    path = tmp_path / "acceptance.json"
+    assert read_profiles(path) is None
+    write_profiles(path, learned().profiles)
+    assert read_profiles(path).to_dict() == learned().profiles.to_dict()
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"[" * 100_000,
+        b" " * (MAX_FILE_BYTES + 1),
+        b'{"form": "another", "profiles": {"format": 1, "profiles": {}}}',
+        b'{"form": "paceline draft acceptance 1", "profiles": {"format": 99, "profiles": {}}}',
+        b'{"form": "paceline draft acceptance 1", "profiles": {"format": 1, "profiles": {"a": 1}}}',
+    ],
+)
+def test_damaged_profiles_are_said_and_done_without(tmp_path, caplog, content):
+    path = tmp_path / "acceptance.json"
+    path.write_bytes(content)
+    assert read_profiles(path) is None
+    assert path.name in caplog.messages[0]
+
+
+def test_profiles_that_cannot_be_written_leave_nothing_behind(tmp_path):
+    (tmp_path / "acceptance.json").mkdir()
+    with pytest.raises(OSError):
+        write_profiles(tmp_path / "acceptance.json", learned().profiles)
+    assert [file.name for file in tmp_path.iterdir()] == ["acceptance.json"]
+
+
+def test_an_engine_begins_with_what_lies_beside_its_drafter():
+    engine = Engine.load(runtime="native")
+    shipped = read_profiles(profiles_file(engine.pair.drafter_path))
+    assert shipped.of("prose").counts[0] > 1000
+    assert engine.learned.profiles.to_dict() == shipped.to_dict()
+    engine.recalibrate()
+    assert engine.learned.profiles.to_dict() == shipped.to_dict()
+
+
+def test_an_engine_without_a_drafter_knows_nothing():
+    engine = Engine.load(drafter=None, runtime="native")
+    assert engine.pair.drafter_path is None
+    assert engine.learned.profiles.to_dict()["profiles"] == {}
 
 
 # --- the engine

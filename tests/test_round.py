@@ -311,7 +311,10 @@ def test_a_policy_knows_the_room_and_the_context():
         (6, START + 5),
         (3, START + 8),
     ]
-    assert {context.kind for context in policy.contexts} == {"prose"}
+    assert {context.kind for context in policy.contexts} == {"sampled prose"}
+    greedy = Script([4, 2])
+    answer(engine, draft=greedy, max_tokens=8, temperature=0.0)
+    assert {context.kind for context in greedy.contexts} == {"prose"}
 
 
 class Weigher(Script):

@@ -39,7 +39,7 @@ def test_every_round_of_every_sequence_is_told():
             position += trace.num_tokens
             assert trace.num_tokens - 1 <= trace.num_accepted_tokens <= trace.num_draft_tokens
             assert trace.num_draft_tokens <= trace.max_draft_tokens == 4
-            assert (trace.kind, trace.predicted_gain) == ("prose", None)
+            assert (trace.kind, trace.predicted_gain) == ("sampled prose", None)
             assert trace.source == ("drafter" if trace.num_draft_tokens else "none")
             assert min(trace.draft_s, trace.verify_s, trace.overhead_s) >= 0.0
         assert sum(trace.num_accepted_tokens for trace in own) == result.stats.accepted_tokens

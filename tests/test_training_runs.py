@@ -27,6 +27,8 @@ from paceline.runtime.torch.drafter import TorchDrafter
 from paceline.runtime.torch.models import DrafterModel, TargetModel
 from paceline.runtime.torch.target import TorchTarget
 from paceline.sampling import DrawRule, SamplingParams
+from paceline.speculative.acceptance import AcceptanceModel, Profiles
+from paceline.speculative.controller import DraftContext, DraftPlan
 from paceline.tokenizer import Tokenizer
 from paceline.training import __main__ as command
 from paceline.training import loop, schedule
@@ -47,6 +49,7 @@ from paceline.training.drafter import (
 )
 from paceline.training.evaluate import MAX_TOKENS, evaluate, held_out_prompts
 from paceline.training.export import export_drafter, export_target, read_run_state
+from paceline.training.profile import WholeDrafts, learn_profiles
 from paceline.training.record import file_hash
 from paceline.training.schedule import Budget, Optimisers, learning_rate_factor
 from paceline.training.streams import HELD_OUT, TRAIN, build_streams, load_streams
@@ -744,6 +747,28 @@ def test_evaluation_samples_each_prompt_with_a_seed_of_its_own(monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("errs", [False, True])
+def test_a_profile_says_how_often_drafts_are_taken(errs):
+    engine, told = fake_engine(lambda position: errs), []
+    prompts = {"maths": ["one", "two"], "shell": ["three"]}
+    profiles = learn_profiles(engine, prompts, lambda done, total: told.append((done, total)))
+    assert told == [(done, 6) for done in range(1, 7)]
+    assert list(profiles.to_dict()["profiles"]) == ["prose", "sampled prose"]
+    for kind in ("prose", "sampled prose"):
+        first = AcceptanceModel(profiles.of(kind)).survivals()[1]
+        assert first < 0.5 if errs else first > 0.8
+    again = learn_profiles(engine, prompts)
+    assert again.to_dict() == profiles.to_dict()
+
+
+def test_a_profile_is_of_whole_drafts_whatever_they_cost():
+    profiles = Profiles()
+    policy = WholeDrafts(profiles, 6)
+    context = DraftContext(room=15, context_length=9, kind="code")
+    assert policy.plan(context) == DraftPlan(max_draft_tokens=6)
+    assert policy.plan(context._replace(room=2)) == DraftPlan(max_draft_tokens=2)
+
+
 # The command
 
 
@@ -754,7 +779,7 @@ def test_the_command_says_what_it_can_do():
         text=True,
         check=True,
     ).stdout
-    for step in ("prepare", "target", "drafter", "export", "evaluate"):
+    for step in ("prepare", "target", "drafter", "export", "evaluate", "profile"):
         assert step in shown
 
 
@@ -767,6 +792,7 @@ def test_the_command_says_what_it_can_do():
         (("drafter", "--run", "none"), "none/target.state is missing: run the training step"),
         (("export", "pair", "--run", "none"), "none/target.state is missing"),
         (("evaluate", "none"), "there is no folder"),
+        (("profile", "none"), "there is no folder"),
     ],
 )
 def test_a_failure_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):

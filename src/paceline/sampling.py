@@ -261,6 +261,8 @@ class Sampler:
         prompt_token_ids: what the repetition penalty counts as seen.
         suppressed_token_ids: tokens that are never chosen.
 
+    `is_greedy`: nothing is drawn at random.
+
     Raises:
         ConfigError: a biased or suppressed token is not in the vocabulary.
     """
@@ -288,6 +290,7 @@ class Sampler:
             self._changed_ids = np.union1d(self._prompt_ids, self._changed_ids)
         self._num_candidates = self._candidates_needed()
         self._suppressed = self._rule.suppressed_ids()
+        self.is_greedy = params.temperature == 0.0
         self.takes_order = self._num_candidates == 1 + len(self._suppressed)
 
     @property

@@ -6,10 +6,10 @@ Implements what a round needs (`speculative.round.RoundSequence`). Runs nothing 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from paceline.errors import CacheError
-from paceline.output import Delta, OutputText
+from paceline.output import Delta, OutputText, TextKind
 from paceline.runtime.protocols import Hidden, KVCache
 from paceline.sampling import Choice, Sampler
 from paceline.speculative.controller import DraftLengthPolicy
@@ -17,6 +17,9 @@ from paceline.speculative.sources import TextSources
 from paceline.stats import GenerationStats
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+
+SAMPLED = {kind: f"sampled {kind}" for kind in get_args(TextKind)}
+"""Names of the kinds of text that are drawn at random: their drafts are taken less often."""
 
 
 class EmittedToken(NamedTuple):
@@ -99,7 +102,8 @@ class ActiveSequence:
     @property
     def text_kind(self) -> str:
         """What is being written, see `DraftContext`."""
-        return self.output.kind
+        kind = self.output.kind
+        return kind if self.sampler.is_greedy else SAMPLED[kind]
 
     @property
     def token_ids(self) -> tuple[int, ...]:

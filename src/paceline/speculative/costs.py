@@ -68,9 +68,9 @@ OUTDATED, LONG_AGO = 0.9, 1 << 20
 """A plain pass that takes less than this share of what is known of it was not measured in time: it
 counts as if that had been so many rounds ago, so that the next one follows at once."""
 
-COLD = 2.5
+COLD = 3.0
 """A round after one of another kind finds the processor's caches cold, which may make it so many
-times as slow. What is slower still is not slow for that reason alone, and is learned."""
+times as slow: it can only show that something takes less than known, or more than so."""
 
 SHORT_S, SHORT_EVERY = 0.002, 4
 """Of passes shorter than this, and of established shape, one in four is learned from: to learn
@@ -274,8 +274,10 @@ class Bucket:
     def observe(self, rows: int, seconds: float, is_steady: bool) -> bool:
         """Learn from a pass; whether what is known of passes has changed enough to tell."""
         cell = self.cell(rows)
-        if not is_steady and cell.seconds < seconds < COLD * cell.seconds:
-            return False
+        if not is_steady:
+            seconds = _at_least(seconds, cell.seconds)
+            if seconds == cell.seconds:
+                return False
         cell.observe(seconds)
         if not moved(cell, PUBLISHED * cell.seconds) and cell.count not in TRUST_GROWS:
             return False
@@ -492,7 +494,9 @@ class CostModel:
         if cost.num_draft_steps and is_usable(cost.draft_s):
             line, seconds = bucket.draft, cost.draft_s
             known = line.seconds(cost.num_drafts, cost.num_draft_steps)
-            if is_steady or not known < seconds < COLD * known:
+            if not is_steady:
+                seconds = _at_least(seconds, known)
+            if is_steady or seconds != known:
                 line.observe(cost.num_drafts, cost.num_draft_steps, seconds)
             changed = moved(line, least)
         self._learned += 1
@@ -571,6 +575,11 @@ class CostModel:
 def is_usable(seconds: float) -> bool:
     """Whether a clock can have measured this: not where it jumped or stood still."""
     return LEAST_MEASURED <= seconds <= MAX_SECONDS  # no NaN either
+
+
+def _at_least(seconds: float, known: float) -> float:
+    """What something takes as far as a measurement with cold caches can tell."""
+    return max(seconds / COLD, min(seconds, known))
 
 
 def usual_of(samples: Sequence[float]) -> float:
