@@ -192,7 +192,7 @@ def test_damaged_profiles_are_said_and_done_without(tmp_path, caplog, content):
 
 def test_profiles_that_cannot_be_written_leave_nothing_behind(tmp_path):
     (tmp_path / "acceptance.json").mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(IsADirectoryError):
         write_profiles(tmp_path / "acceptance.json", learned().profiles)
     assert [file.name for file in tmp_path.iterdir()] == ["acceptance.json"]
 

@@ -380,8 +380,8 @@ class AdaptiveDraftLength:
         changed."""
         may_pay = best_length(ALL_RIGHT, ALL_KEPT, outlook.curve, room, outlook.others).length > 0
         share = PROBE_SHARE + EARNED_SHARE * max(0.0, self.credit - self._first_credit)
-        interval = self._probing.interval if may_pay else PROBE_LAST
-        interval = min(interval, max(PROBE_FIRST, loss / share))
+        usual = self._probing.interval if may_pay else PROBE_LAST
+        interval = min(usual, max(PROBE_FIRST, loss / share))
         lacking = (loss / STAKE - self.credit) / CREDIT_RATE
         return max(0, ceil(lacking), ceil(interval) - 1 - self._probing.num_parked)
 

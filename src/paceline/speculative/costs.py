@@ -2,7 +2,8 @@
 
 Every pass feeds the cell of its own shape: rows, context length and sequences by powers of two.
 Cells move in small steps to what passes take undisturbed, so that a hiccup moves nothing; what was
-not measured is the nearest measured shape, scaled. Knows no tokens, and no clock: it is told seconds.
+not measured is the nearest measured shape, scaled. Knows no tokens, and no clock: it is told
+seconds.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import typer
 
-from paceline.cli.progress import LateBar
 from paceline.engine import Engine
 from paceline.errors import ConfigError, PacelineError
 from paceline.runtime.torch.models import TargetModel
@@ -24,7 +23,7 @@ from paceline.training.corpus import Document, read_corpus
 from paceline.training.drafter import DrafterRun, train_drafter
 from paceline.training.evaluate import evaluate, held_out_prompts
 from paceline.training.export import export_drafter, export_target, read_run_state
-from paceline.training.profile import learn_profiles
+from paceline.training.profile import TEMPERATURES, learn_profiles
 from paceline.training.streams import build_streams
 from paceline.training.target import SHIPPED_TARGET, TargetRun, train_target
 from paceline.training.vocabulary import save_vocabulary, train_vocabulary
@@ -128,8 +127,9 @@ def profile(
         raise ConfigError("no drafter lies with this target: name one with --drafter.")
     path = profiles_file(engine.pair.drafter_path)
     prompts = held_out_prompts(read_corpus(corpus), per_kind)
-    with LateBar("learning") as bar:
-        profiles = learn_profiles(engine, prompts, bar)
+    num_answers = len(TEMPERATURES) * sum(map(len, prompts.values()))
+    with typer.progressbar(length=num_answers, label="answers", file=sys.stderr) as bar:
+        profiles = learn_profiles(engine, prompts, lambda done, _: bar.update(done - bar.pos))
     write_profiles(path, profiles)
     typer.echo(f"wrote {path}")
 
