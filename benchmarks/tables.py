@@ -375,6 +375,46 @@ def adversity(simulated: Record, drafter: str) -> tuple[str, str]:
     return f"{100 * min(means):.1f} to {percent(max(means))}", percent(worst)
 
 
+REPLAYED = "simulated/replay-shipped-pair.json"
+REPLAYED_SETS = {
+    "own": "the project's own prompts",
+    "gsm8k_test": "GSM8K",
+    "humaneval": "HumanEval",
+    "spec_bench": "Spec-Bench",
+}
+
+
+@part("table", "replayed", REPLAYED)
+def replayed(found: Record) -> list[str]:
+    header = ("answers to", "speed", "against the best of each kind", "below 0.98 of off", "lowest")
+    rows = (
+        replayed_row(found.row("sets", name=name), title) for name, title in REPLAYED_SETS.items()
+    )
+    return table(header, rows)
+
+
+def replayed_row(row: Record, title: str) -> list[str]:
+    return [
+        title,
+        f"{row.at('total', 'speed'):.2f}",
+        f"{row.at('total', 'against_best'):.2f}",
+        f"{row.at('below_few')} of {row.at('prompts')}",
+        f"{row.at('worst_speed'):.2f} ({row.at('worst_tokens')} tokens)",
+    ]
+
+
+@part("figures", "replayed-adverse", REPLAYED)
+def replayed_adverse(found: Record) -> list[str]:
+    said = []
+    for engine in ("knows nothing", "knows its profile"):
+        rows = (found.row("adverse", engine=engine, drafter=name) for name in ADVERSE)
+        said.append(", ".join(percent(row.at("mean_loss")) for row in rows))
+    return [f"{said[0]}, and where the engine has a profile that promises the contrary {said[1]}"]
+
+
+ADVERSE = ("always wrong", "ten times slower", "both")
+
+
 # --- Documents ----------------------------------------------------------------------------------
 
 
