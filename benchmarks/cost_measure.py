@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any, Protocol
 
 from llama_cpp_worker import LlamaCpp
-from paceline.config import DrafterConfig, TargetConfig
+from paceline.config import TargetConfig
 from paceline.engine import PREFILL_CHUNK, Engine
 from paceline.loading import LoadedPair
 from paceline.runtime.protocols import (
@@ -27,6 +27,7 @@ from paceline.runtime.protocols import (
     Target,
 )
 from paceline.sampling import SamplingParams
+from wrapped_drafter import WrappedDrafter
 
 GREEDY = SamplingParams(temperature=0.0, seed=0)
 WARM_UP_REPEATS = 1
@@ -190,24 +191,16 @@ class TimedTarget:
         return outputs
 
 
-class TimedDrafter:
+class TimedDrafter(WrappedDrafter):
     """Runs the real drafter and counts its time, but proposes what the target will say.
 
     So every round emits a whole draft, which is where the most work outside the runtime is.
     """
 
     def __init__(self, inner: Drafter, clock: Clock) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.clock = clock
         self.text: tuple[int, ...] = ()  # prompt and answer
-
-    @property
-    def config(self) -> DrafterConfig:
-        return self.inner.config
-
-    @property
-    def max_draft_tokens(self) -> int:
-        return self.inner.max_draft_tokens
 
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         started = time.perf_counter()

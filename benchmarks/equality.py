@@ -32,6 +32,7 @@ from paceline.runtime.protocols import Draft, Drafter, DraftRequest, KVCache
 from paceline.sampling import SamplingParams
 from paceline.sequence import ActiveSequence
 from paceline.speculative.controller import DraftLengthPolicy
+from wrapped_drafter import WrappedDrafter
 
 DRAFTERS = ("real", "recorded", "random", "wrong")
 DraftLength = int | Callable[[], DraftLengthPolicy]
@@ -44,7 +45,7 @@ class Divergence(AssertionError):
 # --- Drafters -----------------------------------------------------------------------------------
 
 
-class InformedDrafter:
+class InformedDrafter(WrappedDrafter):
     """A drafter that is told the plain answer of each sequence.
 
     Args:
@@ -52,16 +53,8 @@ class InformedDrafter:
     """
 
     def __init__(self, inner: Drafter) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self._answers: dict[int, tuple[int, ...]] = {}
-
-    @property
-    def config(self) -> DrafterConfig:
-        return self.inner.config
-
-    @property
-    def max_draft_tokens(self) -> int:
-        return self.inner.max_draft_tokens
 
     def expect(self, cache: KVCache, token_ids: tuple[int, ...]) -> None:
         """Learn the prompt and answer of the sequence that owns a cache."""

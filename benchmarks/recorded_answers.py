@@ -14,7 +14,6 @@ from typing import Any
 from paceline.bench.prompts import BenchPrompt, bundled_prompts, read_prompts, select
 from paceline.bench.provenance import provenance
 from paceline.chat import Message
-from paceline.config import DrafterConfig
 from paceline.engine import Engine
 from paceline.errors import ConfigError, PromptError
 from paceline.loading import LoadedPair
@@ -26,6 +25,7 @@ from paceline.speculative.controller import (
     RoundOutcome,
 )
 from paceline.speculative.kept_values import fields_of, whole_of
+from wrapped_drafter import WrappedDrafter
 
 FORM = "paceline draft records 1"
 OWN = "own"
@@ -100,7 +100,7 @@ class Recording:
         return list(chain.from_iterable(self.sets.values()))
 
 
-class NotingDrafter:
+class NotingDrafter(WrappedDrafter):
     """A drafter whose drafts are noted and kept from the target.
 
     Args:
@@ -108,16 +108,8 @@ class NotingDrafter:
     """
 
     def __init__(self, inner: Drafter) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.noted: list[Draft] = []
-
-    @property
-    def config(self) -> DrafterConfig:
-        return self.inner.config
-
-    @property
-    def max_draft_tokens(self) -> int:
-        return self.inner.max_draft_tokens
 
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         self.noted += self.inner.draft(requests)

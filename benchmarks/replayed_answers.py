@@ -6,7 +6,7 @@ hiccups that are not counted.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from itertools import repeat
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -24,7 +24,7 @@ from paceline.speculative.controller import (
 from paceline.speculative.learned import Learned
 from paceline.speculative.pace import PacedDraftLength
 from paceline.speculative.round import NO_TOKENS, RoundDraft, Verdict
-from paceline.speculative.simulation import HICCUP, Machine
+from paceline.speculative.simulation import Machine, noise_factors
 from paceline.speculative.sources import DRAFTER, NOBODY, TextDraft, TextSources, text_drafts
 from paceline.speculative.suffix import MAX_PROPOSAL
 from recorded_answers import Answer
@@ -43,14 +43,15 @@ MACHINE = Machine(
     hiccups=0.02,
     pass_s=PASS_MS[1] / 1e3,
 )
-"""As measured in rounds of the shipped pair."""
+"""Assumed, near what rounds of the shipped pair took in a busy hour of the slower AMD EPYC."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deciding:
     """Seconds that the controller takes beside the rounds themselves; none of a fixed length.
 
-    They were measured on the shipped pair with cold caches: a pass has just emptied them.
+    Assumed, near what a clock around them said between passes of the shipped pair, which empty the
+    caches.
 
     Args:
         decide_s: of a decision.
@@ -76,9 +77,7 @@ def noise_of(machine: Machine, seed: int) -> Iterator[float]:
     """By what measured times differ from those that are counted, for ever."""
     generator = np.random.default_rng(seed)
     while True:
-        factors = np.exp(machine.noise * generator.standard_normal(4096))
-        factors[generator.random(4096) < machine.hiccups] *= HICCUP
-        yield from factors.tolist()
+        yield from noise_factors(machine, generator, 4096)
 
 
 # --- What chooses the drafts of an answer -------------------------------------------------------
@@ -232,17 +231,17 @@ def replay(
     drafting: Drafting,
     machine: Machine,
     limit: int,
-    noise: Iterator[float] | None = None,
+    factors: Iterator[float] | None = None,
 ) -> Replay:
     """Write an answer by rounds.
 
     Args:
         limit: longest draft of the drafter.
-        noise: factors of the seconds that are told, not of those that are counted.
+        factors: of the seconds that are told, not of those that are counted.
 
     Equals: what `run_round` drafts, verifies and tells in the same place.
     """
-    factors = repeat(1.0) if noise is None else noise
+    factors = repeat(1.0) if factors is None else factors
     place, seconds, sources = 0, 0.0, []
     while place < answer.num_places:
         context = context_at(answer, place, limit)
@@ -337,15 +336,7 @@ def outcome_of(
     choice: Choice, draft: RoundDraft, verdict: Verdict, cost: RoundCost
 ) -> RoundOutcome:
     """What a policy is told of a round."""
-    plan, text = choice.plan, choice.text
-    if text is not None:
-        plan = replace(
-            plan,
-            max_draft_tokens=len(text.token_ids),
-            min_confidences=(),
-            expected_tokens=text.expected_tokens,
-            expected_s=text.seconds,
-        )
+    plan = choice.text.instead_of(choice.plan) if choice.text else choice.plan
     return RoundOutcome(
         num_draft_tokens=len(draft.tokens),
         num_verified_tokens=verdict.num_verified_tokens,

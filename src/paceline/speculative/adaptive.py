@@ -42,7 +42,7 @@ FIRST_CREDIT, CREDIT_RATE = 2.8, 0.004
 Over 200 tokens that is 3.6, 1.8 % of them. With less, text where drafting just pays is given up by
 bad luck."""
 
-KNOWN_CREDIT, KNOWN_DRAFTS = 5.0, 300.0
+KNOWN_CREDIT, WELL_KNOWN = 5.0, 300.0
 """The first credit where so many drafts of this kind of text are known: what is expected of a text
 is then worth more, and a short credit cuts drafts that pay."""
 
@@ -259,7 +259,7 @@ class AdaptiveDraftLength:
             self._models[kind] = AcceptanceModel(self.profiles.of(kind))
             self._probing.num_parked += min(NEW_TEXT, self._probing.interval // 2)
         self._model = self._models[kind]
-        if self._model.profile.counts[0] >= KNOWN_DRAFTS and self._first_credit < KNOWN_CREDIT:
+        if self._model.profile.counts[0] >= WELL_KNOWN and self._first_credit < KNOWN_CREDIT:
             self.credit += KNOWN_CREDIT - self._first_credit
             self._first_credit = KNOWN_CREDIT
 
@@ -428,13 +428,12 @@ class AdaptiveDraftLength:
         is_whole = not decision.plan.min_confidences
         model, judgements, lost = self._model, [], 0.0
         for outcome in drafts:
-            drafted, accepted = outcome.num_draft_tokens, outcome.num_accepted_tokens
+            drafted = outcome.num_draft_tokens
             if outcome.num_draft_steps:
                 lost = self._charge(outcome, decision.outlook)
             if not is_whole:
                 model.observe_kept(drafted, outcome.num_draft_steps > drafted)
-            judged = accepted + (accepted < outcome.num_verified_tokens)
-            judgements.append(Judgement(accepted, judged, outcome.confidences))
+            judgements.append(judgement_of(outcome))
         model.observe(decision.survivals, judgements, decision.bounds if is_whole else ())
         if decision.is_probe:
             self._learn_from_probe(drafts[-1].num_accepted_tokens > 0, lost)
@@ -476,6 +475,12 @@ class AdaptiveDraftLength:
         lost = max(0.0, min(extra, 2.0 * foreseen + 1.0))
         self.credit = min(MOST_CREDIT, self.credit + outcome.num_accepted_tokens - lost)
         return lost
+
+
+def judgement_of(outcome: RoundOutcome) -> Judgement:
+    accepted = outcome.num_accepted_tokens
+    judged = accepted + (accepted < outcome.num_verified_tokens)
+    return Judgement(accepted, judged, outcome.confidences)
 
 
 def best_length(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple, Protocol
 
@@ -156,13 +155,7 @@ def _tell(
     cost: RoundCost,
 ) -> RoundOutcome:
     if text is not None:
-        plan = replace(
-            plan,
-            max_draft_tokens=len(text.token_ids),
-            min_confidences=(),
-            expected_tokens=text.expected_tokens,
-            expected_s=text.seconds,
-        )
+        plan = text.instead_of(plan)
     outcome = RoundOutcome(
         num_draft_tokens=len(draft.tokens),
         num_verified_tokens=verdict.num_verified_tokens,

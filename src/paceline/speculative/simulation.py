@@ -176,7 +176,7 @@ def simulate(policy: DraftLengthPolicy, text: Text, machine: Machine, seed: Seed
     Args:
         seed: of the noise of measured times, and of nothing else.
     """
-    noise = _noise(machine, np.random.default_rng(seed), 3 * len(text))
+    factors = noise_factors(machine, np.random.default_rng(seed), 3 * len(text))
     place, seconds, lengths = 0, 0.0, []
     while place < len(text):
         context = DraftContext(
@@ -184,7 +184,7 @@ def simulate(policy: DraftLengthPolicy, text: Text, machine: Machine, seed: Seed
             context_length=CONTEXT_LENGTH + place,
             kind=text.kind(place),
         )
-        outcome = _round(policy.plan(context), context, text, place, machine, noise)
+        outcome = _round(policy.plan(context), context, text, place, machine, factors)
         policy.observe(outcome)
         drafted = outcome.num_draft_tokens
         seconds += machine.draft_s(outcome.cost.num_draft_steps) + machine.overhead_s
@@ -200,7 +200,7 @@ def _round(
     text: Text,
     place: int,
     machine: Machine,
-    noise: Iterator[float],
+    factors: Iterator[float],
 ) -> RoundOutcome:
     margins = text.margins[place].tolist()
     drafted = steps = min(plan.max_draft_tokens, context.room)
@@ -218,9 +218,9 @@ def _round(
         num_drafts=int(steps > 0),
         num_draft_steps=steps,
         num_tokens=1 + accepted,
-        draft_s=machine.draft_s(steps) * next(noise),
-        verify_s=machine.verify_s(1 + drafted) * next(noise),
-        overhead_s=machine.overhead_s * next(noise),
+        draft_s=machine.draft_s(steps) * next(factors),
+        verify_s=machine.verify_s(1 + drafted) * next(factors),
+        overhead_s=machine.overhead_s * next(factors),
     )
     return RoundOutcome(
         num_draft_tokens=drafted,
@@ -233,7 +233,8 @@ def _round(
     )
 
 
-def _noise(machine: Machine, generator: np.random.Generator, count: int) -> Iterator[float]:
+def noise_factors(machine: Machine, generator: np.random.Generator, count: int) -> Iterator[float]:
+    """By what so many measured times differ from what was to be measured."""
     factors = np.exp(machine.noise * generator.standard_normal(count))
     factors[generator.random(count) < machine.hiccups] *= HICCUP
     if machine.busy:

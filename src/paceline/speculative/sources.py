@@ -9,7 +9,7 @@ no tensors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from paceline.speculative.controller import DraftContext, DraftPlan
@@ -45,6 +45,16 @@ class TextDraft:
     source: str
     expected_tokens: float
     seconds: float
+
+    def instead_of(self, plan: DraftPlan) -> DraftPlan:
+        """The plan of a round in which this is drafted."""
+        return replace(
+            plan,
+            max_draft_tokens=len(self.token_ids),
+            min_confidences=(),
+            expected_tokens=self.expected_tokens,
+            expected_s=self.seconds,
+        )
 
 
 class RoundCurve(Protocol):

@@ -11,7 +11,8 @@ from dataclasses import replace
 from itertools import chain, zip_longest
 
 from paceline.engine import Engine
-from paceline.speculative.acceptance import AcceptanceModel, Judgement, Profiles
+from paceline.speculative.acceptance import AcceptanceModel, Profiles
+from paceline.speculative.adaptive import judgement_of
 from paceline.speculative.controller import DraftContext, DraftPlan, RoundOutcome
 from paceline.training.evaluate import MAX_TOKENS
 
@@ -43,10 +44,8 @@ class WholeDrafts:
             return
         if self._kind not in self._models:
             self._models[self._kind] = AcceptanceModel(self._profiles.of(self._kind))
-        model, accepted = self._models[self._kind], outcome.num_accepted_tokens
-        judged = accepted + (accepted < outcome.num_verified_tokens)
-        judgement = Judgement(accepted, judged, outcome.confidences)
-        model.observe(model.survivals(), [judgement], ())
+        model = self._models[self._kind]
+        model.observe(model.survivals(), [judgement_of(outcome)], ())
 
 
 def learn_profiles(
